@@ -31,9 +31,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 class DeepSpeed(Spec):
     """The sharding of the one DeepSpeed engine."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
-        2, description="ZeRO stage: 0 (none) to 3 (parameters too)."
-    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(2, description="ZeRO stage: 0 (none) to 3 (parameters too).")
 
 
 class Calibration(StrEnum):
@@ -121,7 +119,7 @@ class PolicyTraining(Spec):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.001
     prompts_per_step: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64,
-        description="Prompts (one rollout each) per step over all ranks; must be divisible by world size x ppo.miniBatches.",
+        description="Prompts, one rollout each, per step over all ranks; divisible by world size x ppo.miniBatches.",
     )
     max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576)] = 16
     missing_eos_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
@@ -137,9 +135,7 @@ class PolicyTraining(Spec):
 
 class Checkpoints(Spec):
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 50
-    keep_last: Annotated[int, Field(ge=1, le=100)] = Field(
-        3, description="Verified checkpoints kept per run."
-    )
+    keep_last: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Verified checkpoints kept per run.")
 
 
 class GuardrailMetric(StrEnum):
@@ -182,9 +178,7 @@ class HumanScores(Spec):
 class RewardModelValidation(Spec):
     """The gate of a reward model: each verdict is decided on confidence bounds."""
 
-    min_accuracy: Fraction = Field(
-        0.65, description="Lower 95% bound of held-out pairwise accuracy must reach this."
-    )
+    min_accuracy: Fraction = Field(0.65, description="Lower 95% bound of held-out pairwise accuracy must reach this.")
     max_calibration_error: Fraction = Field(
         0.10, description="Expected calibration error (10 equal-mass bins) must stay below."
     )
@@ -194,9 +188,7 @@ class RewardModelValidation(Spec):
 class Evaluation(Spec):
     """The gate of a policy, before any traffic."""
 
-    against: Literal["policy"] = Field(
-        "policy", description="The opponent: the base policy the run started from."
-    )
+    against: Literal["policy"] = Field("policy", description="The opponent: the base policy the run started from.")
     min_win_rate: Fraction = Field(0.55, description="Lower 95% bound of the win rate must reach this.")
     max_violation_rate: Fraction = Field(
         0.05, description="Upper exact 95% bound of the safety violation rate must stay below."

@@ -1,6 +1,7 @@
 """Building blocks of the API models, and the markers the CRD generator reads.
 
-A model of a resource is an ordinary pydantic model; what a structural schema needs beyond JSON Schema is said with markers:
+A model of a resource is an ordinary pydantic model; what a structural schema needs beyond JSON Schema is said with
+markers:
 
 * ``cel_rules`` on a model: CEL rules of that object (KEP-2876).
 * ``Cel(...)`` in an ``Annotated`` field: CEL rules of that field.
@@ -63,9 +64,7 @@ class ApiStatus(BaseModel):
         return dumped
 
 
-Digest = Annotated[
-    str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>")
-]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>")]
 Uri = Annotated[
     str,
     Field(

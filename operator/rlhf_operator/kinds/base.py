@@ -3,8 +3,8 @@
     Observed --plan()--> Plan --engine--> deletes, creates, applies, one status patch, events
 
 A kind is one `KindSpec`: the engine, the watches, RBAC, CRD YAML, metrics and the contract tests are derived from it.
-`plan` must be total (never raises on any observed state that the CRD schema admits), deterministic and idempotent: planning again on the
-state it asked for asks for nothing new.
+`plan` must be total (never raises on any observed state that the CRD schema admits), deterministic and idempotent:
+planning again on the state it asked for asks for nothing new.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Newest answer of a Pull: `body` is the parsed JSON of the last success, `error` of the last try (None if it succeeded)."""
+    """Newest answer of a Pull: `body` is the parsed JSON of the last success, `error` that of the last try."""
 
     body: Any | None
     at: datetime | None  # of the last success
