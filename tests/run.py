@@ -1,0 +1,76 @@
+"""Runs the test tiers in order, each in its own pytest process, and says what it is doing and how long it took.
+
+    python -m tests.run [check | lint | unit | trainer | cluster | e2e | long]...   (default: all but long)
+
+Stops at the first failing tier: a later tier stands on the ones before.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+BIN = Path(PYTHON).parent
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    what: str
+    command: tuple[str, ...]
+
+
+def pytest(*args: str) -> tuple[str, ...]:
+    return (PYTHON, "-m", "pytest", "-q", "--durations=5", *args)
+
+
+LINT = (
+    Step("ruff check", "style", (f"{BIN}/ruff", "check", ".")),
+    Step("ruff format", "layout", (f"{BIN}/ruff", "format", "--check", ".")),
+    Step("mypy", "types, strict", (f"{BIN}/mypy",)),
+    Step("import-linter", "layers", (f"{BIN}/lint-imports", "--no-logo")),
+    Step("generate", "CRDs, RBAC and references match the code", (PYTHON, "-m", "rlhf_operator.generate", "--check")),
+)
+UNIT = (Step("unit and property", "pure tests", pytest("tests/unit", "tests/property")),)
+TIERS: dict[str, tuple[Step, ...]] = {
+    "lint": LINT,
+    "unit": UNIT,
+    "check": LINT + UNIT,
+    "trainer": (Step("trainer", "real DeepSpeed on CPU", pytest("tests/trainer")),),
+    "cluster": (Step("cluster", "real etcd and kube-apiserver", pytest("tests/cluster")),),
+    "e2e": (Step("e2e", "real Kubernetes in the sandbox", pytest("tests/e2e")),),
+    "long": (Step("long", "many seeds and mutants", pytest("tests/long")),),
+}
+DEFAULT = ("check", "trainer", "cluster", "e2e")
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in TIERS]
+    if unknown:
+        print(f"unknown tier {unknown[0]!r}: choose from {', '.join(TIERS)}", file=sys.stderr)
+        return 2
+    steps = [step for name in names or DEFAULT for step in TIERS[name]]
+    began = time.monotonic()
+    rows: list[str] = []
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for number, step in enumerate(steps, 1):
+        print(f"\n━━ [{number}/{len(steps)}] {step.name}: {step.what} (at {time.monotonic() - began:.0f} s)", flush=True)
+        start = time.monotonic()
+        code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
+        rows.append(f"  {'ok    ' if code == 0 else 'FAILED'} {time.monotonic() - start:7.1f} s  {step.name}")
+        if code:
+            print("\n" + "\n".join(rows), flush=True)
+            print(f"\n{step.name} failed with exit code {code}; run it alone with:\n  {' '.join(step.command)}")
+            return code
+    print("\n" + "\n".join(rows) + f"\n  total  {time.monotonic() - began:7.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
