@@ -60,8 +60,8 @@ def main(names: list[str]) -> int:
     rows: list[str] = []
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     for number, step in enumerate(steps, 1):
-        print(f"\n━━ [{number}/{len(steps)}] {step.name}: {step.what} (at {time.monotonic() - began:.0f} s)", flush=True)
         start = time.monotonic()
+        print(f"\n━━ [{number}/{len(steps)}] {step.name}: {step.what} (at {start - began:.0f} s)", flush=True)
         code = subprocess.run(step.command, cwd=ROOT, env=environment, check=False).returncode
         rows.append(f"  {'ok    ' if code == 0 else 'FAILED'} {time.monotonic() - start:7.1f} s  {step.name}")
         if code:
