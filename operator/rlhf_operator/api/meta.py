@@ -7,42 +7,88 @@ markers:
 * ``Cel(...)`` in an ``Annotated`` field: CEL rules of that field.
 * ``ListMap(keys)`` / ``ListSet()`` on a list: ``x-kubernetes-list-type`` (lists are atomic otherwise).
 * ``PreserveUnknown()`` on a mapping: ``x-kubernetes-preserve-unknown-fields``.
+* ``IntOrString()`` on a value: ``x-kubernetes-int-or-string``; it writes its JSON schema itself, at any depth.
+
+The markers write their `x-kubernetes-*` keys into the model's JSON schema themselves; `api.structural` does the rest.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from rlhf_trainer.config import Spec
 
 
+class Marker:
+    """Base of what an `Annotated` field may carry for the CRD generator."""
+
+    @abstractmethod
+    def schema_keys(self) -> dict[str, Any]:
+        """The keys this marker adds beside the field's own."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = dict(handler(core_schema))
+        for key, value in self.schema_keys().items():
+            schema[key] = [*schema[key], *value] if isinstance(value, list) and key in schema else value
+        return schema
+
+
 @dataclass(frozen=True)
-class Cel:
-    """One `x-kubernetes-validations` entry. `message` says what is wrong and what to do."""
+class Cel(Marker):
+    """One `x-kubernetes-validations` entry. `message` says what is wrong and what to do.
+
+    `field_path` (such as ".training") moves the error from the object that holds the rule to one of its fields.
+    """
 
     rule: str
     message: str
     reason: str = "FieldValueInvalid"
     optional_old_self: bool = False
+    field_path: str = ""
+
+    def to_validation(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"rule": self.rule, "message": self.message, "reason": self.reason}
+        if self.optional_old_self:
+            entry["optionalOldSelf"] = True
+        if self.field_path:
+            entry["fieldPath"] = self.field_path
+        return entry
+
+    def schema_keys(self) -> dict[str, Any]:
+        return {"x-kubernetes-validations": [self.to_validation()]}
 
 
 @dataclass(frozen=True)
-class ListMap:
+class ListMap(Marker):
     keys: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class ListSet:
-    pass
+    def schema_keys(self) -> dict[str, Any]:
+        return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(self.keys)}
 
 
 @dataclass(frozen=True)
-class PreserveUnknown:
-    pass
+class ListSet(Marker):
+    def schema_keys(self) -> dict[str, Any]:
+        return {"x-kubernetes-list-type": "set"}
+
+
+@dataclass(frozen=True)
+class PreserveUnknown(Marker):
+    def schema_keys(self) -> dict[str, Any]:
+        return {"x-kubernetes-preserve-unknown-fields": True}
+
+
+@dataclass(frozen=True)
+class IntOrString:
+    def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
 
 
 class ApiSpec(Spec):

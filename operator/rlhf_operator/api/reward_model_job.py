@@ -1,0 +1,48 @@
+"""RewardModelJob: preference data in, a validated reward model out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlhf_operator.api.meta import ApiSpec, Cel, PreserveUnknown, Source
+from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, TrainingJobStatus, immutable
+from rlhf_trainer.config import RewardModelTraining, RewardModelValidation
+
+
+class RewardModelJobSpec(TrainingJobSpec):
+    base_model: Source
+    preferences: Source
+    training: RewardModelTraining = RewardModelTraining()
+    validation: RewardModelValidation = RewardModelValidation()
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "type(self.trainer.numProcPerNode) != int"
+            " || self.training.globalBatchSize % (self.trainer.numNodes * int(self.trainer.numProcPerNode)) == 0",
+            "training.globalBatchSize must be divisible by trainer.numNodes x trainer.numProcPerNode",
+        ),
+    )
+
+
+class RewardModelJobStatus(TrainingJobStatus):
+    """Status of a RewardModelJob."""
+
+
+class RewardModelJob(ApiSpec):
+    """Trains a scalar reward model on preference pairs and lets it pass only on held-out evidence."""
+
+    api_version: Literal["rlhf.dev/v1alpha1"] = "rlhf.dev/v1alpha1"
+    kind: Literal["RewardModelJob"] = "RewardModelJob"
+    metadata: Annotated[dict[str, Any], PreserveUnknown()] = Field(default_factory=dict)
+    spec: RewardModelJobSpec
+    status: RewardModelJobStatus | None = None
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        *TRAINING_JOB_RULES,
+        immutable("baseModel"),
+        immutable("preferences"),
+        immutable("training"),
+        immutable("validation"),
+    )

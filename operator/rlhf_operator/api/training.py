@@ -1,0 +1,319 @@
+"""What both job kinds share in the API: pods, failure policy, budget, deadlines, and the common status."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlhf_operator.api.meta import (
+    ApiSpec,
+    ApiStatus,
+    Cel,
+    Conditions,
+    IntOrString,
+    ListMap,
+    ListSet,
+    PreserveUnknown,
+    Uri,
+)
+from rlhf_trainer.config import Checkpoints
+from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, Verdict
+
+# torchrun reads PET_*, the others are what it sets for its workers: a user's value would split the process group.
+RESERVED_ENV = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+RESERVED_ENV_PREFIXES = ("PET_", "TORCHELASTIC_", "RLHF_")
+
+MAX_ATTEMPTS_KEPT = 10
+MAX_CHECKPOINTS_KEPT = 10
+
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+Quantities = Annotated[
+    dict[str, Annotated[int | str, IntOrString()]],
+    Field(max_length=16),
+    Cel(
+        "self.all(k, size(k) <= 316 && isQuantity(string(self[k])))",
+        "every value must be a Kubernetes quantity such as 2, 500m or 16Gi",
+    ),
+]
+
+
+class EnvVar(ApiSpec):
+    """One literal environment variable of the trainer container; for values from Secrets use podTemplate."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    value: Annotated[str, Field(max_length=4096)] = ""
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            f"!(self.name in {list(RESERVED_ENV)!r})"
+            + "".join(f" && !self.name.startsWith('{prefix}')" for prefix in RESERVED_ENV_PREFIXES),
+            "PET_*, TORCHELASTIC_*, RLHF_*, MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK and "
+            "LOCAL_WORLD_SIZE are set by the operator and torchrun: remove the variable",
+        ),
+    )
+
+
+class ResourceRequirements(ApiSpec):
+    """Of the trainer container of one node; a missing request equals its limit."""
+
+    limits: Quantities = Field(default_factory=dict)
+    requests: Quantities = Field(default_factory=dict)
+
+
+class TrainerSpec(ApiSpec):
+    """The training pods: numNodes pods with numProcPerNode processes each, joined by torchrun."""
+
+    num_nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods; each is one torchrun node.")
+    num_proc_per_node: Annotated[
+        int | str,
+        IntOrString(),
+        Cel(
+            "type(self) == int ? (self >= 1 && self <= 64) : self == 'auto'",
+            "must be a number from 1 to 64, or auto (the GPUs of one node, else 1)",
+        ),
+    ] = Field("auto", description="Processes per pod: a number, or auto for the GPUs of one node, else 1.")
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        None, description="Trainer image; default: the one the operator is configured with."
+    )
+    resources_per_node: ResourceRequirements = ResourceRequirements()
+    env: Annotated[list[EnvVar], ListMap(("name",)), Field(max_length=64)] = Field(default_factory=list)
+    pod_template: Annotated[dict[str, Any], PreserveUnknown()] = Field(
+        default_factory=dict,
+        description="A partial PodTemplateSpec merged over the generated one: maps by key, containers, volumes, "
+        "volumeMounts and env by name; the container is called trainer. Changed while a job runs, it is refused "
+        "(Accepted=False): suspend the job to change it.",
+    )
+
+
+class FailureAction(StrEnum):
+    """FailJob ends the job; Restart counts towards maxRestarts; Ignore restarts without counting."""
+
+    FAIL_JOB = "FailJob"
+    RESTART = "Restart"
+    IGNORE = "Ignore"
+
+
+class FailureRule(ApiSpec):
+    """Matches the earliest failure of an attempt; every list that is given must match, an empty one matches all."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?$", max_length=63)]
+    on_exit_codes: Annotated[list[Annotated[int, Field(ge=1, le=255)]], ListSet(), Field(max_length=32)] = Field(
+        default_factory=list
+    )
+    on_reasons: Annotated[list[Annotated[str, Field(max_length=128)]], ListSet(), Field(max_length=32)] = Field(
+        default_factory=list, description="Failure classes (Unknown, Rendezvous, …) or reasons (OOMKilled, …)."
+    )
+    # Substrings and no regular expressions: a tenant's backtracking pattern would stall a shared operator.
+    on_messages: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], ListSet(), Field(max_length=16)
+    ] = Field(default_factory=list, description="Any of these texts occurs in the message.")
+    action: FailureAction
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "(has(self.onExitCodes) && size(self.onExitCodes) > 0) || (has(self.onReasons) && size(self.onReasons) > 0)"
+            " || (has(self.onMessages) && size(self.onMessages) > 0)",
+            "a rule needs at least one of onExitCodes, onReasons and onMessages; change maxRestarts for all failures",
+        ),
+    )
+
+
+class FailurePolicy(ApiSpec):
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="Counted restarts before the job fails; preemption and node loss are not counted."
+    )
+    rules: Annotated[list[FailureRule], ListMap(("name",)), Field(max_length=16)] = Field(
+        default_factory=list, description="First match wins; without a match the exit class decides."
+    )
+    no_progress_seconds: Seconds = Field(600, description="Training without a finished step for this long is ended.")
+    rendezvous_seconds: Seconds = Field(300, description="Time for all processes to find each other.")
+
+
+class OnExceeded(StrEnum):
+    SUSPEND = "Suspend"
+    FAIL = "Fail"
+
+
+class Budget(ApiSpec):
+    """Cumulative over attempts, restarts and suspends."""
+
+    gpu_hours: Annotated[float, Field(gt=0.0, le=100_000_000.0)] | None = None
+    cost_usd: Annotated[float, Field(gt=0.0, le=1_000_000_000.0)] | None = Field(
+        None, alias="costUSD", description="Refused (Accepted=False, NoPrice) unless the operator prices the resources."
+    )
+    on_exceeded: OnExceeded = OnExceeded.SUSPEND
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel("has(self.gpuHours) || has(self.costUSD)", "a budget needs gpuHours, costUSD or both"),
+    )
+
+
+class Output(ApiSpec):
+    uri: Uri
+
+
+class TrainingJobSpec(ApiSpec):
+    """The part of the spec that does not say what is trained."""
+
+    suspend: bool = False
+    trainer: TrainerSpec = TrainerSpec()
+    checkpoints: Checkpoints = Checkpoints()
+    output: Output
+    failure_policy: FailurePolicy = FailurePolicy()
+    pre_running_deadline_seconds: Seconds | None = Field(
+        None, description="From admission of an attempt until all its pods train; then the job fails."
+    )
+    active_deadline_seconds: Seconds | None = Field(
+        None, description="Time admitted, summed over attempts without suspended time; then the job fails."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
+        None, description="The children of a finished job are deleted after this; the job itself never is."
+    )
+    budget: Budget | None = None
+
+
+class JobPhase(StrEnum):
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    INITIALIZING = "Initializing"
+    RUNNING = "Running"
+    DEGRADED = "Degraded"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Usage(ApiStatus):
+    """Seconds of wall time by what the pods did, and what that cost. lostSeconds is trained but not checkpointed."""
+
+    queued_seconds: float = 0.0
+    initializing_seconds: float = 0.0
+    training_seconds: float = 0.0
+    lost_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    cost_usd: float | None = Field(None, alias="costUSD")
+
+
+class Attempt(ApiStatus):
+    """One child Job; counters are derived from these entries, never incremented."""
+
+    number: int
+    job_uid: str = ""
+    pod_uids: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
+    started_at: datetime  # the entry was written; the Job is created after
+    admitted_at: datetime | None = None  # the Job was seen unsuspended
+    running_at: datetime | None = None  # the first report with the expected world size
+    ended_at: datetime | None = None
+    stopping: Annotated[str, Field(max_length=64)] | None = None  # why the operator ends it, before it has ended
+    failure_class: Annotated[str, Field(max_length=64)] | None = None
+    reason: Annotated[str, Field(max_length=128)] | None = None
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    exit_code: int | None = None
+    counted: bool = False
+    action: Literal["Complete", "Fail", "Restart", "Suspend"] | None = None  # what follows from how it ended
+    resumed_from_step: int | None = None
+    step: int = 0
+    usage: Usage = Usage()
+
+
+class EvictedAttempts(ApiStatus):
+    """Running totals of ledger entries that were dropped because the ledger is bounded."""
+
+    count: int = 0
+    counted: int = 0
+    active_seconds: float = 0.0
+    usage: Usage = Usage()
+
+
+class Progress(ApiStatus):
+    attempt: int
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    world_size: int = 0
+    last_step_at: datetime | None = None
+    reported_at: datetime  # time of the report that was written here; at most one in 30 s
+
+
+class ArtifactStatus(ApiStatus):
+    uri: str
+    digest: str
+
+
+class WaiverStatus(ApiStatus):
+    """A gate that a person answered for."""
+
+    decision: str
+    by: str
+    digest: str
+
+
+class TrainingJobStatus(ApiStatus):
+    phase: JobPhase = JobPhase.PENDING
+    conditions: Conditions = Field(default_factory=list)
+    observed_generation: int = 0
+    attempt: int = 0
+    restarts: int = 0  # all of them; restartsCounted is held against maxRestarts
+    restarts_counted: int = 0
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+    attempts: Annotated[list[Attempt], ListMap(("number",)), Field(max_length=MAX_ATTEMPTS_KEPT)] = Field(
+        default_factory=list
+    )
+    evicted_attempts: EvictedAttempts | None = None
+    progress: Progress | None = None
+    metrics: Annotated[dict[str, float], Field(max_length=64)] = Field(default_factory=dict)
+    checkpoints: Annotated[list[CheckpointRecord], Field(max_length=MAX_CHECKPOINTS_KEPT)] = Field(default_factory=list)
+    guardrails: Annotated[list[GuardrailReport], Field(max_length=16)] = Field(default_factory=list)
+    artifact: ArtifactStatus | None = None
+    lineage: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
+    verdicts: Annotated[list[Verdict], Field(max_length=16)] = Field(default_factory=list)
+    waiver: WaiverStatus | None = None
+    acknowledged: Annotated[list[str], ListSet(), Field(max_length=32)] = Field(default_factory=list)
+    usage: Usage = Usage()
+    pod_template_digest: str | None = None
+
+
+_IDLE = (
+    "oldSelf.spec.suspend || !has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt == 0"
+    " || (has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended')"
+)
+
+
+def immutable(field: str, optional: bool = False) -> Cel:
+    """A field of the spec that never changes: a new run is a new name."""
+    same = f"self.spec.{field} == oldSelf.spec.{field}"
+    if optional:
+        same = f"has(self.spec.{field}) == has(oldSelf.spec.{field}) && (!has(self.spec.{field}) || {same})"
+    return Cel(same, f"spec.{field} is immutable: a new run is a new name, create another job")
+
+
+def editable_when_idle(field: str, optional: bool = False) -> Cel:
+    """A field of the spec that may change while no pod runs."""
+    same = f"self.spec.{field} == oldSelf.spec.{field}"
+    if optional:
+        same = f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && (!has(self.spec.{field}) || {same}))"
+    return Cel(
+        f"{_IDLE} || {same}",
+        f"spec.{field} changes only while the job is suspended or before its first attempt: set spec.suspend first",
+    )
+
+
+TRAINING_JOB_RULES: tuple[Cel, ...] = (
+    immutable("output"),
+    editable_when_idle("trainer"),
+    editable_when_idle("checkpoints"),
+    editable_when_idle("failurePolicy"),
+    editable_when_idle("preRunningDeadlineSeconds", optional=True),
+    editable_when_idle("activeDeadlineSeconds", optional=True),
+    editable_when_idle("budget", optional=True),
+    Cel(
+        "size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name must be at most 40 characters of a-z, 0-9 and '-', starting with a letter: "
+        "pods and DNS names are built from it",
+    ),
+)
