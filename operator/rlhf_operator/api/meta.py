@@ -26,7 +26,7 @@ from pydantic_core import CoreSchema
 from rlhf_trainer.config import Spec
 
 
-class Marker:
+class Marker(ABC):
     """Base of what an `Annotated` field may carry for the CRD generator."""
 
     @abstractmethod
