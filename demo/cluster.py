@@ -53,7 +53,7 @@ class Cluster:
         return items
 
     def watch(self, resource: str, name: str) -> Iterator[Object]:
-        """Yields the object now and after every change, for as long as the caller reads; a stream that ends is reopened."""
+        """Yields the object now and after every change; a stream that ends is reopened while the caller reads."""
         while True:
             process = subprocess.Popen(
                 (*self.kubectl_command, "-n", self.namespace, "get", resource, name, "--watch", "-o", "json"),
