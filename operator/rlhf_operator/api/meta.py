@@ -7,14 +7,14 @@ markers:
 * ``Cel(...)`` in an ``Annotated`` field: CEL rules of that field.
 * ``ListMap(keys)`` / ``ListSet()`` on a list: ``x-kubernetes-list-type`` (lists are atomic otherwise).
 * ``PreserveUnknown()`` on a mapping: ``x-kubernetes-preserve-unknown-fields``.
-* ``IntOrString()`` on a value: ``x-kubernetes-int-or-string``; it writes its JSON schema itself, at any depth.
+* ``IntOrString()`` on an ``int | str``: ``x-kubernetes-int-or-string``.
 
 The markers write their `x-kubernetes-*` keys into the model's JSON schema themselves; `api.structural` does the rest.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -86,9 +86,11 @@ class PreserveUnknown(Marker):
 
 
 @dataclass(frozen=True)
-class IntOrString:
-    def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:
-        return {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+class IntOrString(Marker):
+    """Of an `int | str`: a quantity or a percentage."""
+
+    def schema_keys(self) -> dict[str, Any]:
+        return {"x-kubernetes-int-or-string": True}
 
 
 class ApiSpec(Spec):
