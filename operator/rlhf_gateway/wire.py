@@ -4,8 +4,11 @@
     gateway  --Evidence (GET /evidence, admin port, operator's token)--------------------------> operator
     gateway  --DataPlaneState (GET /state, admin port)------------------------------------------> operator
 
-Counts are cumulative per (stage, arm, revision) since the process started; `epoch` changes when it restarts, so a
-reader folds differences and never counts anything twice.
+Counts are cumulative per (stage, arm, revision, shadow) since the process started; `epoch` changes when it restarts,
+so a reader folds differences and never counts anything twice.
+
+Safety is known only for answers that the safety filter judged: `judged` and `judged_conversations` are the exposures
+behind `violations`. Without a filter they stay 0, which means Unknown, never "no violations".
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ TRAFFIC_PORT = 8000
 ADMIN_PORT = 8001
 METRICS_PORT = 9090
 SERVE_PORT = 8000  # a policy server's port
+# A gateway pod goes on accepting while its endpoint is withdrawn, finishes what is in flight, and stays readable until
+# its last counts were pulled: its pod needs this long between SIGTERM and SIGKILL.
+TERMINATION_GRACE_SECONDS = 90
+ARM_HEADER = "X-RLHF-Arm"  # response: the arm that answered
+REVISION_HEADER = "X-RLHF-Revision"  # response: the revision that answered
+FALLBACK_HEADER = "X-RLHF-Fallback"  # response: why stable answered for canary: safety | failure | ejected | severed
 
 Arm = Literal["stable", "canary"]
 
@@ -44,6 +53,13 @@ class ConversationKey(Wire):
     otherwise: Literal["user", "request"] = "user"
 
 
+class SafetyFilter(Wire):
+    """A trained filter (rlhf_trainer.safety) as the gateway sees it: a file on a mounted claim, its fileDigest."""
+
+    path: str
+    digest: str
+
+
 class GatewayConfig(Wire):
     """Desired state of the split. `generation` grows with every write and is echoed by /state."""
 
@@ -57,6 +73,10 @@ class GatewayConfig(Wire):
     shadow: bool = False
     fallback_on_safety_hit: bool = False
     conversation_key: ConversationKey = ConversationKey()
+    safety_filter: SafetyFilter | None = None  # None: nothing is judged, safety is Unknown
+    # What happens to answers in flight on a revision that loses its traffic: they finish, or they are cut at once (and
+    # answered by stable where nothing has been sent yet).
+    rollback_mode: Literal["drain", "sever"] = "drain"
 
 
 class ArmCounts(Wire):
@@ -68,11 +88,14 @@ class ArmCounts(Wire):
     revision: str
     shadow: bool = False
     requests: int = 0
-    failures: int = 0  # answers the user did not get: connection error, 5xx, timeout
+    failures: int = 0  # answers this arm did not give: connection error, 5xx, timeout (re-answered by stable or not)
+    diverted: int = 0  # requests of this arm that stable served because this arm was ejected; in no other count
+    judged: int = 0  # answers the safety filter judged: the exposure behind violations; 0 means Unknown
     violations: int = 0  # answers the safety filter tripped on
     harmful_served: int = 0  # tripped answers that reached a user (not re-answered, not shadow)
     conversations: int = 0
     failed_conversations: int = 0
+    judged_conversations: int = 0  # the exposure behind violating_conversations
     violating_conversations: int = 0
     # latency of whole answers: counts per bucket, upper bounds in milliseconds in Evidence.latency_bounds_ms
     latency_buckets: tuple[int, ...] = ()
@@ -83,8 +106,10 @@ class Evidence(Wire):
     pod_uid: str
     epoch: str
     generation: int
-    latency_bounds_ms: tuple[float, ...]
+    latency_bounds_ms: tuple[float, ...]  # the buckets of ArmCounts have one more: above the last bound
     counts: tuple[ArmCounts, ...]
+    units: dict[str, int] = {}  # requests by what named their conversation: header, user, request
+    uncounted_conversations: int = 0  # not counted because the memory of seen conversations was full (never guessed)
 
 
 class DataPlaneState(Wire):
@@ -95,3 +120,6 @@ class DataPlaneState(Wire):
     generation: int  # newest GatewayConfig in force
     canary_weight_percent: float
     ejected: tuple[str, ...] = ()  # revisions without a live endpoint, as this pod sees them
+    in_flight: dict[str, int] = {}  # revision -> requests being answered: 0 means it may be scaled down
+    safety_filter: str | None = None  # digest of the filter in use; None while there is none
+    errors: tuple[str, ...] = ()  # what keeps this pod from doing what the newest configuration says
