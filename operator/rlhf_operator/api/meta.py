@@ -174,4 +174,11 @@ class ConditionStatus(ApiStatus):
     observed_generation: int = 0
 
 
+# Names of Jobs, Services and Deployments are derived from it, and these are limited to 63 characters.
+NAME_RULE = Cel(
+    "size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "metadata.name must be at most 40 characters of a-z, 0-9 and '-', start with a letter and not end with '-': "
+    "names of other objects are built from it",
+)
+
 Conditions = Annotated[list[ConditionStatus], ListMap(("type",)), Field(max_length=32)]
