@@ -1,0 +1,325 @@
+"""PolicyRollout: a finished policy in, a served policy out, step by step and on evidence."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlhf_operator.api.meta import (
+    NAME_RULE,
+    ApiSpec,
+    ApiStatus,
+    ArtifactSource,
+    Cel,
+    Conditions,
+    ListMap,
+    PreserveUnknown,
+    Source,
+)
+from rlhf_operator.api.training import ResourceRequirements
+from rlhf_trainer.wire import VerdictState
+
+MAX_STAGES = 20
+MAX_REVISIONS_KEPT = 20
+
+Duration = Annotated[
+    str,
+    Field(
+        pattern=r"^([0-9]{1,6}(ms|s|m|h))+$", max_length=32, description="A duration such as 500ms, 30s, 10m or 1h30m."
+    ),
+]
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a Duration; 0 for text that is none (the API server refuses it before)."""
+    return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9]+)(ms|s|m|h)", duration))
+
+
+class Serving(ApiSpec):
+    """The policy server pods of one revision."""
+
+    engine: Literal["builtin"] = "builtin"
+    replicas: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Pods of the stable revision.")
+    canary_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="Pods of a candidate; it is scaled to replicas before it is promoted."
+    )
+    resources: ResourceRequirements = ResourceRequirements()
+    pod_template: Annotated[dict[str, Any], PreserveUnknown()] = Field(
+        default_factory=dict,
+        description="A partial PodTemplateSpec merged over the generated one; the container is called policy-server.",
+    )
+
+
+class ConversationKeySpec(ApiSpec):
+    """What makes requests one conversation: conversations, not requests, are assigned and counted."""
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", min_length=1, max_length=64)] = "X-Conversation-Id"
+    otherwise: Literal["user", "request"] = Field(
+        "user", description="Without the header: the request's user field, else the request is a conversation."
+    )
+
+
+class Routing(ApiSpec):
+    """The gateway in front of stable and canary."""
+
+    provider: Literal["gateway"] = "gateway"
+    replicas: Annotated[int, Field(ge=1, le=10)] = Field(
+        1, description="Gateway pods; a conversation that reaches two of them is counted by both."
+    )
+    conversation_key: Annotated[
+        ConversationKeySpec,
+        Cel("self == oldSelf", "conversationKey is immutable: a change would redraw every conversation's arm"),
+    ] = ConversationKeySpec()
+
+
+class StageApproval(StrEnum):
+    REQUIRED = "Required"
+
+
+class Stage(ApiSpec):
+    """One step of the ramp. It ends when it has its samples and its duration, no guardrail failed, and its approval."""
+
+    weight_percent: Annotated[float, Field(ge=0.0, le=99.0)] = Field(
+        description="Share of conversations on the candidate, in percent; fractions such as 0.5 work."
+    )
+    shadow: bool = Field(False, description="Every prompt also goes to the candidate; its answers reach no user.")
+    min_samples: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        200, description="Candidate conversations counted in this stage before it can end."
+    )
+    min_duration: Duration | None = None
+    approval: StageApproval | None = Field(
+        None, description="Required: the stage ends only with a Decision Approve for its number and digest."
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "(has(self.shadow) && self.shadow) == (self.weightPercent == 0.0)",
+            "a shadow stage has weightPercent 0, and weightPercent 0 gathers evidence only with shadow: true",
+        ),
+    )
+
+
+class RolloutMetric(StrEnum):
+    SAFETY = "safetyViolationRate"
+    AVAILABILITY = "availability"
+    LATENCY = "latencyP95"
+
+
+class Guardrail(ApiSpec):
+    """A comparison with stable, judged on conversations. It fails when the candidate is shown to be worse, and passes
+    when it is shown to be worse by less than the margin; a promotion needs every guardrail to pass."""
+
+    metric: RolloutMetric
+    against: Literal["stable"] = "stable"
+    margin: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
+        description="Tolerated excess over stable: of the share of conversations with a violation, of those with a "
+        "failed answer, or of those slower than stable's concurrent 95th percentile."
+    )
+    alpha: Annotated[float, Field(ge=0.000001, le=0.1)] = Field(
+        0.01, description="Probability of a wrong Fail over the whole trial, and of a wrong Pass."
+    )
+
+
+class BlindAction(StrEnum):
+    HOLD = "Hold"
+    ROLLBACK = "Rollback"
+
+
+class OnBlind(ApiSpec):
+    """While the evidence cannot be read nothing advances; after maxDuration the action is taken."""
+
+    max_duration: Duration = "10m"
+    action: BlindAction = Field(
+        BlindAction.HOLD, description="Hold keeps the weight and sets Degraded; Rollback takes the candidate out."
+    )
+
+
+class RollbackMode(StrEnum):
+    DRAIN = "drain"
+    SEVER = "sever"
+
+
+class Rollback(ApiSpec):
+    mode: RollbackMode = Field(
+        RollbackMode.DRAIN, description="Answers in flight on the candidate are finished (drain) or cut (sever)."
+    )
+    retain_stable: Duration = Field("1h", description="The former stable stays loaded for this long after a promotion.")
+
+
+class Fallback(ApiSpec):
+    on_safety_hit: Literal["stable"] | None = Field(
+        None, description="stable: an answer of the candidate that trips the safety filter is given by stable instead."
+    )
+
+
+class PolicyRolloutSpec(ApiSpec):
+    policy: ArtifactSource
+    serving: Serving = Serving()
+    routing: Routing = Routing()
+    safety_filter: Source | None = Field(
+        None, description="A trained safety filter (fileDigest); without one safety is Unknown, never assumed."
+    )
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=MAX_STAGES)]
+    guardrails: Annotated[list[Guardrail], ListMap(("metric",)), Field(min_length=1, max_length=8)]
+    on_blind: OnBlind = OnBlind()
+    rollback: Rollback = Rollback()
+    fallback: Fallback = Fallback()
+    paused: bool = Field(False, description="Holds the ramp where it is; rollbacks still happen.")
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "self.stages.map(s, s.weightPercent).isSorted()",
+            "stages must have ascending weightPercent: a ramp goes up, the rollback goes to 0 by itself",
+        ),
+        Cel(
+            "self.stages.exists(s, s.weightPercent > 0.0)",
+            "stages need one with weightPercent above 0: shadow answers alone say nothing about real traffic",
+        ),
+        Cel(
+            "has(self.safetyFilter) || !self.guardrails.exists(g, g.metric == 'safetyViolationRate')",
+            "the guardrail safetyViolationRate needs safetyFilter: without a filter no answer is judged",
+        ),
+        Cel(
+            "has(self.safetyFilter) || !has(self.fallback) || !has(self.fallback.onSafetyHit)",
+            "fallback.onSafetyHit needs safetyFilter: without a filter there is no safety hit",
+        ),
+    )
+
+
+class RolloutPhase(StrEnum):
+    PENDING = "Pending"
+    SHADOWING = "Shadowing"
+    PROGRESSING = "Progressing"
+    AWAITING_APPROVAL = "AwaitingApproval"
+    PAUSED = "Paused"
+    PROMOTING = "Promoting"
+    HEALTHY = "Healthy"
+    ROLLING_BACK = "RollingBack"
+    ROLLED_BACK = "RolledBack"
+    FAILED = "Failed"
+
+
+class RolloutReason(StrEnum):
+    FIRST_REVISION = "FirstRevision"
+    NEED_MORE_SAMPLES = "NeedMoreSamples"
+    STAGE_RUNNING = "StageRunning"
+    AWAITING_DECISION = "AwaitingDecision"
+    STAGE_PASSED = "StagePassed"
+    GUARDRAIL_CROSSED = "GuardrailCrossed"
+    CANDIDATE_UNAVAILABLE = "CandidateUnavailable"
+    SPLIT_MISMATCH = "SplitMismatch"
+    METRICS_BLIND = "MetricsBlind"
+    DIGEST_REJECTED = "DigestRejected"
+    ABORTED_BY_DECISION = "AbortedByDecision"
+    SUPERSEDED = "Superseded"
+    PROMOTED = "Promoted"
+    # shared with the jobs
+    WAITING_FOR_UPSTREAM = "WaitingForUpstream"
+    INVALID_DATA = "InvalidData"
+    DIGEST_MISMATCH = "DigestMismatch"
+
+
+class RevisionState(StrEnum):
+    """What a revision is to the rollout now."""
+
+    CANDIDATE = "Candidate"
+    STABLE = "Stable"
+    RETAINED = "Retained"  # former stable, still loaded
+    DRAINING = "Draining"  # out of the route once the gateways confirm, then scaled down
+    RETIRED = "Retired"
+    REJECTED = "Rejected"
+    SUPERSEDED = "Superseded"
+
+
+class Interval(ApiStatus):
+    lower: float
+    upper: float
+
+
+class RolloutVerdict(ApiStatus):
+    """One guardrail's answer about the candidate, valid at any moment it is read."""
+
+    metric: RolloutMetric
+    state: VerdictState
+    n: int  # candidate conversations it rests on
+    candidate_rate: float | None = None
+    stable_rate: float | None = None  # at the exposure of the candidate
+    estimate: float | None = None  # difference of the two
+    interval: Interval | None = None  # anytime-valid, each side at alpha
+    margin: float
+    e_value: float | None = None  # evidence that the candidate is worse; Fail at bound
+    bound: float  # 1/alpha
+    needed: int | None = None  # further candidate conversations until Pass, at the rates seen; absent: not reachable
+    eta_seconds: int | None = None
+    test: Annotated[str, Field(max_length=128)] = ""
+    message: Annotated[str, Field(max_length=1024)] = ""
+
+
+class Weights(ApiStatus):
+    """Percent of conversations on the candidate: wished, in the gateway's configuration, and counted."""
+
+    desired: float = 0.0
+    written: float = 0.0
+    observed: float | None = None
+
+
+class Revision(ApiStatus):
+    """One entry of the ledger."""
+
+    revision: Annotated[str, Field(max_length=63)]  # short name, of its Deployment and Service
+    digest: str
+    uri: str
+    state: RevisionState
+    image: str = ""  # of the policy server: pinned, so that an operator upgrade reloads nothing
+    trial: int = 0
+    started_at: datetime
+    available_at: datetime | None = None
+    finished_at: datetime | None = None
+    retained_until: datetime | None = None
+    stage_reached: int | None = None
+    reason: Annotated[str, Field(max_length=64)] | None = None
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    approvals: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=2 * MAX_STAGES)] = Field(
+        default_factory=list
+    )
+    verdicts: Annotated[list[RolloutVerdict], Field(max_length=8)] = Field(default_factory=list)  # as it ended
+    cleared_by: Annotated[str, Field(max_length=256)] | None = None
+
+
+class PolicyRolloutStatus(ApiStatus):
+    phase: RolloutPhase = RolloutPhase.PENDING
+    conditions: Conditions = Field(default_factory=list)
+    observed_generation: int = 0
+    stage: int | None = None  # index into spec.stages
+    stage_started_at: datetime | None = None  # the gateways confirmed its weight
+    stage_samples: int | None = None  # candidate conversations counted in this stage
+    trial: int = 0  # grows with every candidate; a trial never reads another one's evidence
+    trial_plan: str | None = None  # digest of stages and guardrails: an edit starts the trial again
+    weights: Weights = Weights()
+    generation: int = 0  # of the gateway's configuration
+    family_wise_alpha: float | None = None  # bound on a wrong Fail of any guardrail in this trial
+    verdicts: Annotated[list[RolloutVerdict], ListMap(("metric",)), Field(max_length=8)] = Field(default_factory=list)
+    revisions: Annotated[list[Revision], Field(max_length=MAX_REVISIONS_KEPT)] = Field(default_factory=list)
+    blind_since: datetime | None = None
+    evidence: Annotated[dict[str, Any], PreserveUnknown()] = Field(
+        default_factory=dict,
+        description="State of the sequential tests and the gateway counters already folded into it; written together.",
+    )
+    endpoint: str | None = None  # where users of the policy send their requests
+
+
+class PolicyRollout(ApiSpec):
+    """Serves a policy, and moves to a new one through shadowing and a weighted ramp under sequential tests."""
+
+    api_version: Literal["rlhf.dev/v1alpha1"] = "rlhf.dev/v1alpha1"
+    kind: Literal["PolicyRollout"] = "PolicyRollout"
+    metadata: Annotated[dict[str, Any], PreserveUnknown()] = Field(default_factory=dict)
+    spec: PolicyRolloutSpec
+    status: PolicyRolloutStatus | None = None
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (NAME_RULE,)
