@@ -28,7 +28,7 @@ $(UV):
 
 # ---- the two commands -----------------------------------------------------------------------------
 demo: env ## the whole chain on a real Kubernetes, live (KUBECONFIG=… uses your cluster instead)
-	@$(PY) -m demo
+	@$(PY) -m demo $(if $(filter command line,$(origin KUBECONFIG)),--kubeconfig $(KUBECONFIG))
 
 test: env ## every tier: check, trainer, cluster, e2e (under 45 minutes cold on 2 cores)
 	@$(PY) -m tests.run

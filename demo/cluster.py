@@ -11,6 +11,9 @@ from typing import Any
 
 Object = dict[str, Any]
 
+# A stream ends after this and is reopened: a reader that waits with a deadline looks at the clock at least that often.
+WATCH_LIMIT = "--request-timeout=20s"
+
 
 class CommandError(RuntimeError):
     """A kubectl or helm call that the demo cannot go on without; carries what the tool printed."""
@@ -56,7 +59,18 @@ class Cluster:
         """Yields the object now and after every change; a stream that ends is reopened while the caller reads."""
         while True:
             process = subprocess.Popen(
-                (*self.kubectl_command, "-n", self.namespace, "get", resource, name, "--watch", "-o", "json"),
+                (
+                    *self.kubectl_command,
+                    "-n",
+                    self.namespace,
+                    "get",
+                    resource,
+                    name,
+                    "--watch",
+                    "-o",
+                    "json",
+                    WATCH_LIMIT,
+                ),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

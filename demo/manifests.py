@@ -66,7 +66,7 @@ def policy_rollout(name: str, policy: Object, digests: Mapping[str, str]) -> Obj
         "metadata": {"name": name},
         "spec": {
             "policy": policy,
-            "safety": {"filter": source("models/safety-filter", digests)},
+            "safetyFilter": source("models/safety-filter.json", digests),
             "serving": {"engine": "builtin", "replicas": 1, "canaryReplicas": 1},
             "stages": [
                 {"weightPercent": 0, "shadow": True, "minSamples": 60},

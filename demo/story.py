@@ -59,7 +59,8 @@ def best_evidence(verdicts: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"{verdict.get('metric')} {verdict.get('state')}"]
     if verdict.get("estimate") is not None:
         parts.append(f"{float(verdict['estimate']):.3f}")
-    if verdict.get("lower") is not None and verdict.get("upper") is not None:
-        parts.append(f"[{float(verdict['lower']):.3f}, {float(verdict['upper']):.3f}]")
+    bounds = verdict.get("interval") or verdict
+    if bounds.get("lower") is not None and bounds.get("upper") is not None:
+        parts.append(f"[{float(bounds['lower']):.3f}, {float(bounds['upper']):.3f}]")
     parts.append(f"n={verdict.get('n')}")
     return " ".join(parts)

@@ -51,7 +51,7 @@ class View:
         if not verdicts:
             return
         table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
-        for name in ("        test", "verdict", "n", "estimate", "95% interval", "needs"):
+        for name in ("        test", "verdict", "n", "estimate", "95% interval", "threshold"):
             table.add_column(name)
         for verdict in verdicts:
             state = str(verdict.get("state", "Unknown"))
@@ -61,7 +61,7 @@ class View:
                 str(verdict.get("n", "–")),
                 number(verdict.get("estimate")),
                 interval(verdict),
-                number(verdict.get("threshold")),
+                number(verdict.get("threshold", verdict.get("margin"))),
             )
         self.console.print(table)
 
@@ -95,7 +95,9 @@ def number(value: Any) -> str:
 
 
 def interval(verdict: Mapping[str, Any]) -> str:
-    low, high = verdict.get("lower"), verdict.get("upper")
+    """Gates give lower and upper; a rollout's anytime-valid tests give an interval object."""
+    bounds = verdict.get("interval") or verdict
+    low, high = bounds.get("lower"), bounds.get("upper")
     if low is None and high is None:
         return "–"
     return f"[{number(low)}, {number(high)}]".replace("[", r"\[")
