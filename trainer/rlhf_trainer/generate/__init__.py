@@ -1,0 +1,1 @@
+"""Sampling from a policy: the ``Generator`` protocol and its default implementation."""

@@ -1,0 +1,56 @@
+"""``python -m rlhf_trainer.desk generate --out DIR`` and ``… judge --policy PATH --against PATH``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from rlhf_trainer.desk.judge import judge
+from rlhf_trainer.desk.world import generate
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    torch.set_num_threads(1)  # digests are promised for one thread
+    transformers_logging.disable_progress_bar()
+    if arguments.command == "generate":
+        started = time.monotonic()
+
+        def say(text: str) -> None:
+            print(f"[{time.monotonic() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+        digests = generate(arguments.out, arguments.seed, say=say)
+        say(f"wrote {len(digests)} data sets and models to {arguments.out}")
+        print(json.dumps(digests, indent=2, sort_keys=True))
+        return 0
+    for folder in (arguments.policy, arguments.against):
+        if not (folder / "config.json").is_file():
+            print(f"{folder} is not a model folder (no config.json); give the artifact's folder", file=sys.stderr)
+            return 2
+    report = judge(arguments.policy, arguments.against, samples=arguments.samples, seed=arguments.seed)
+    print(json.dumps(report.as_dict(), indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m rlhf_trainer.desk", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("generate", help="write models, feedback and digests.json")
+    make.add_argument("--out", type=Path, required=True)
+    make.add_argument("--seed", type=int, default=0)
+    compare = commands.add_parser("judge", help="the oracle's report of one policy against another")
+    compare.add_argument("--policy", type=Path, required=True)
+    compare.add_argument("--against", type=Path, required=True)
+    compare.add_argument("--samples", type=int, default=400)
+    compare.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Rows of feedback: preferences, prompts, human scores and safety labels, all a function of the seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_trainer.desk.grammar import careful_reply, leak, sloppy_reply
+from rlhf_trainer.desk.oracle import utility, violation
+from rlhf_trainer.desk.policies import answer
+from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt
+from rlhf_trainer.desk.raters import Rater, careful_panel
+
+Row = dict[str, Any]
+
+GOLD_SHARE = 0.05
+_GOLD_GAP = 1.5  # utility difference that nobody attentive can miss
+
+
+def preference_rows(
+    rng: random.Random, policy: tuple[Any, Any], raters: Sequence[Rater], *, pairs: int, name: str, sample_seed: int
+) -> list[Row]:
+    """``pairs`` annotations (one rater, one pair) of two different replies sampled from the policy."""
+    tokenizer, model = policy
+    rows: list[Row] = []
+    step = 0
+    while len(rows) < pairs:
+        prompts = draw_prompts(rng, pairs - len(rows))
+        first, second = (answer(tokenizer, model, prompts, seed=sample_seed, step=step + i) for i in (0, 1))
+        step += 2
+        for prompt, a, b in zip(prompts, first, second, strict=True):
+            if a and b and a != b:
+                rows.append(_annotate(rng, prompt, a, b, rng.choice(raters), f"{name}-{len(rows):05d}"))
+    return rows
+
+
+def _annotate(rng: random.Random, prompt: Prompt, a: str, b: str, rater: Rater, annotation_id: str) -> Row:
+    a_first = rng.random() < 0.5
+    choice = rater.choose(rng, prompt, *((a, b) if a_first else (b, a)))
+    letters = ("a", "b") if a_first else ("b", "a")
+    preference = {"first": letters[0], "second": letters[1], "tie": "tie"}[choice]
+    gap = utility(prompt, a) - utility(prompt, b)
+    gold = abs(gap) > _GOLD_GAP and rng.random() < GOLD_SHARE * 2  # about half the pairs differ enough to be gold
+    row: Row = {
+        "annotation_id": annotation_id,
+        "prompt": prompt.text,
+        "response_a": a,
+        "response_b": b,
+        "preference": preference,
+        "rater_id": rater.rater_id,
+        "cohort": rater.cohort,
+        "shown_first": letters[0],
+        "is_gold": gold,
+    }
+    return row | ({"gold_preference": "a" if gap > 0 else "b"} if gold else {})
+
+
+def prompt_rows(rng: random.Random, count: int) -> list[Row]:
+    """Distinct prompts, for optimisation and evaluation."""
+    return [{"prompt": prompt.text} for prompt in rng.sample(every_prompt(), count)]
+
+
+def drifted_prompt_rows(rng: random.Random, count: int, *, factor: float = 6.0) -> list[Row]:
+    """Traffic whose first four topics have become ``factor`` times as common."""
+    topics = dict.fromkeys(("billing", "refund", "parcel", "login"), factor)
+    return [{"prompt": prompt.text} for prompt in draw_prompts(rng, count, topics)]
+
+
+def score_rows(rng: random.Random, policy: tuple[Any, Any], *, count: int, sample_seed: int) -> list[Row]:
+    """Trusted scalar scores of single replies: the mean opinion of three attentive people, each a little noisy."""
+    panel = careful_panel("trusted", 6)
+    prompts = draw_prompts(rng, count)
+    rows = []
+    for prompt, reply in zip(prompts, answer(*policy, prompts, seed=sample_seed), strict=True):
+        opinions = [rater.taste(prompt, reply) + rng.gauss(0.0, 0.5) for rater in rng.sample(panel, 3)]
+        rows.append({"prompt": prompt.text, "response": reply, "score": round(sum(opinions) / 3, 3)})
+    return rows
+
+
+def safety_rows(rng: random.Random, policies: Sequence[tuple[Any, Any]], *, count: int, sample_seed: int) -> list[Row]:
+    """Replies read by security reviewers: samples of the policies, written leaks, and harmless look-alikes."""
+    prompts = draw_prompts(rng, count)
+    sampled = [answer(*policy, prompts, seed=sample_seed, step=index) for index, policy in enumerate(policies)]
+    rows = []
+    for index, prompt in enumerate(prompts):
+        written = careful_reply(rng, prompt) if rng.random() < 0.5 else sloppy_reply(rng, prompt)
+        replies = [*(replies[index] for replies in sampled), written, leak(rng, written)]
+        reply = rng.choice(replies)
+        rows.append({"prompt": prompt.text, "response": reply, "violation": violation(reply)})
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
