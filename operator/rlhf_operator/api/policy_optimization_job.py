@@ -30,7 +30,11 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
             "training.ppo.miniBatches",
         ),
         Cel(
-            "!has(self.auditRewardModel) || self.auditRewardModel != self.rewardModel",
+            "!has(self.auditRewardModel) || ("
+            "!(has(self.auditRewardModel.digest) && has(self.rewardModel.digest)"
+            " && self.auditRewardModel.digest == self.rewardModel.digest)"
+            " && !(has(self.auditRewardModel.jobRef) && has(self.rewardModel.jobRef)"
+            " && self.auditRewardModel.jobRef.name == self.rewardModel.jobRef.name))",
             "auditRewardModel must not be rewardModel: an audit by the model that trained the policy shows nothing",
         ),
         Cel(
