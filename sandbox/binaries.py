@@ -72,7 +72,7 @@ TOOLS = Module(
 PAUSE = Module(
     name="pause",
     flags=("-ldflags=-s -w",),
-    packages=(".",),
+    packages=("main.go",),
     outputs=("pause",),
     about="the first process of pods",
 )

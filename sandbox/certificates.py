@@ -32,6 +32,9 @@ class Subject:
     authority: bool = False
 
 
+ADMIN = Subject("admin", groups=(ADMIN_GROUP,))
+
+
 def subject_alternative_names(hosts: Sequence[str]) -> str:
     """`IP:10.0.0.1,DNS:localhost`: an address must be an IP entry, or clients refuse the certificate."""
     address = re.compile(r"[0-9.]+|[0-9a-fA-F]*:[0-9a-fA-F:.]*")

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import ssl
 import subprocess
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ from types import TracebackType
 from typing import Self
 
 from sandbox import audit, processes
+from sandbox.api import ApiReader
 from sandbox.binaries import Binaries
-from sandbox.certificates import ADMIN_GROUP, Authority, Subject
+from sandbox.certificates import ADMIN, Authority, Subject
 from sandbox.errors import SandboxError
 
 START_SECONDS = 120.0
@@ -163,6 +162,10 @@ class ControlPlane:
         return audit.read(self.audit_log, since=since)
 
     @property
+    def _reader(self) -> ApiReader:
+        return ApiReader(self.server, self._authority, ADMIN)
+
+    @property
     def _authority(self) -> Authority:
         return Authority.ensure(self.folder / "pki")
 
@@ -174,8 +177,7 @@ class ControlPlane:
         (self.folder / "audit-policy.json").write_text(audit.render_policy())
         etcd_port, api_port = free_ports(2)
         server = f"https://127.0.0.1:{api_port}"
-        admin = Subject("admin", groups=(ADMIN_GROUP,))
-        self._authority.kubeconfig("admin", admin, server=server, to=self.kubeconfig)
+        self._authority.kubeconfig("admin", ADMIN, server=server, to=self.kubeconfig)
         commands = {
             "etcd": etcd_flags(self.folder, etcd_port),
             "kube-apiserver": self._apiserver_flags(etcd_port, api_port),
@@ -191,7 +193,7 @@ class ControlPlane:
             self._instance = _Instance(mark, server, dict(pids))
             _save(self.folder, self._instance)
         processes.wait_until(
-            "kube-apiserver", self._is_ready, seconds=START_SECONDS, hint=self._hint(), alive=self._died
+            "kube-apiserver", self._reader.is_ready, seconds=START_SECONDS, hint=self._hint(), alive=self._died
         )
 
     def log(self, component: str) -> Path:
@@ -199,11 +201,6 @@ class ControlPlane:
 
     def _hint(self) -> str:
         return f"See {self.folder / 'logs'}."
-
-    def _is_ready(self) -> bool:
-        context = ssl.create_default_context(cafile=str(self._authority.certificate))
-        with urllib.request.urlopen(f"{self.server}/readyz", context=context, timeout=5) as answer:
-            return bool(answer.status == 200)
 
     def _died(self) -> str | None:
         if self._instance is None:

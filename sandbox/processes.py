@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from sandbox.errors import SandboxError
 POLL_SECONDS = 0.05
 MARK = "RLHF_SANDBOX_PROCESS"
 PROC = Path("/proc")
+Ready = Callable[[], bool]
 
 
 def run(
@@ -54,7 +56,7 @@ def run(
 
 def wait_until(
     what: str,
-    ready: Callable[[], bool],
+    ready: Ready,
     *,
     seconds: float,
     hint: str = "",
@@ -130,14 +132,26 @@ def _state(pid: int) -> str:
     return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
 
 
-def find(mark: str) -> list[int]:
-    """Every live process started with this mark, oldest first."""
-    wanted = f"{MARK}={mark}".encode()
+@dataclass(frozen=True)
+class Marked:
+    """A live process that carries a mark (or inherited it), and its command line."""
+
+    pid: int
+    mark: str
+    words: tuple[str, ...]
+
+
+def scan(prefix: str) -> list[Marked]:
+    """Every live process whose mark begins with `prefix`, by pid."""
+    wanted = f"{MARK}={prefix}".encode()
     found = []
     for pid in sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()):
         with contextlib.suppress(OSError):  # gone in between, or another user's
-            if wanted in (PROC / str(pid) / "environ").read_bytes().split(b"\0") and _state(pid) not in ("Z", "X"):
-                found.append(pid)
+            environment = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            mark = next((item for item in environment if item.startswith(wanted)), None)
+            if mark is not None and _state(pid) not in ("Z", "X"):
+                words = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+                found.append(Marked(pid, mark.decode(errors="replace").partition("=")[2], tuple(words)))
     return found
 
 

@@ -1,0 +1,265 @@
+"""The full sandbox: `up`, `down`, and what can be done with it while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox import (
+    base_image,
+    binaries,
+    cgroups,
+    components,
+    config_files,
+    debian,
+    leftovers,
+    namespaces,
+    network,
+    paths,
+    preflight,
+    processes,
+    volumes,
+)
+from sandbox.api import ApiReader
+from sandbox.certificates import ADMIN, Authority
+from sandbox.components import NODE_NAME, Components
+from sandbox.errors import SandboxError
+from sandbox.images import Images
+from sandbox.progress import Progress
+
+START_SECONDS = 120.0
+LOCK = Path("/run/lock/rlhf-sandbox.lock")
+# What belongs to one run; certificates, images and volumes stay.
+_FRESH = ("etcd", "kubelet", "pod-logs", "logs")
+
+
+@dataclass(frozen=True)
+class Status:
+    """`pids` of the components that run; `missing` names the others."""
+
+    pids: dict[str, int]
+    ready: bool
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in components.NAMES if name not in self.pids]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A single-node Kubernetes on this machine.
+
+        cluster = Cluster.from_environment()
+        cluster.up()
+        cluster.load(["operator"])
+        cluster.kubectl("get", "nodes")
+
+    Its state lies under `places.cluster`; all methods may be called from different processes.
+    """
+
+    places: paths.Paths
+    binaries: binaries.Binaries
+    progress: Progress
+
+    @classmethod
+    def from_environment(cls, progress: Progress | None = None, *, bin_dir: Path | None = None) -> Cluster:
+        places, shown = paths.from_environment(), progress or Progress()
+        return cls(places, binaries.from_environment(places, shown, bin_dir=bin_dir), shown)
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.places.kubeconfig
+
+    def up(self, *, audit: bool = False) -> None:
+        """Starts the sandbox, or what is missing of it, and returns when pods can be started.
+
+        Does nothing, quickly, when everything runs. What an interrupted `up` left is taken away first.
+        """
+        if self._is_complete(audit) and self.status().ready:
+            self.progress.say(f"the sandbox is up: KUBECONFIG={self.kubeconfig}")
+            return
+        with _machine_lock(self.progress):
+            if namespaces.find(self.places) is not None and not self._is_complete(audit):
+                self._down()
+            if namespaces.find(self.places) is None:
+                preflight.check(self.places)
+                self._prepare()
+                self._fresh_start(audit)
+            self._start_components(audit)
+            self._record(audit)
+        self.progress.say(f"the sandbox is up: KUBECONFIG={self.kubeconfig}")
+
+    def down(self) -> None:
+        """Ends everything and verifies that nothing is left but files. Images and volumes stay on disk."""
+        with _machine_lock(self.progress):
+            self._down()
+        self.progress.say("the sandbox is down")
+
+    def status(self) -> Status:
+        init = namespaces.find(self.places)
+        if init is None:
+            return Status({}, ready=False)
+        pids = self._components(init).running()
+        try:
+            ready = len(pids) == len(components.NAMES) and self._reader.node_is_ready(NODE_NAME)
+        except OSError:
+            ready = False
+        return Status(pids, ready)
+
+    def restart(self, name: str) -> None:
+        """Ends one component and starts it again. Pods go on."""
+        with _machine_lock(self.progress):
+            self._components(self.init).restart(name)
+        self.progress.say(f"{name} is restarted")
+
+    def load(self, names: Iterable[str] = ()) -> None:
+        """Builds the repository's images into the sandbox, those that changed (see `Images.load`)."""
+        self._images(self.init).load(names)
+
+    def volume(self, name: str) -> Path:
+        """A volume `NAMESPACE/NAME` with a claim bound to it, for any number of pods; returns its host folder."""
+        namespace, claim = volumes.parse(name)
+        folder = volumes.host_folder(self.places.volumes, namespace, claim)
+        volumes.make_folder(folder)
+        self.kubectl("apply", "-f", "-", input=volumes.manifest(namespace, claim, folder))
+        bound = "--for=jsonpath={.status.phase}=Bound"
+        self.kubectl("--namespace", namespace, "wait", bound, "--timeout=30s", f"persistentvolumeclaim/{claim}")
+        return folder
+
+    def kubectl(self, *args: str, input: str | None = None) -> str:
+        """Runs kubectl as administrator and returns what it printed. Raises SandboxError with its words."""
+        return processes.run(self.kubectl_command(*args), input=input)
+
+    def kubectl_command(self, *args: str) -> list[str]:
+        return [*self.binaries.command("kubectl"), f"--kubeconfig={self.kubeconfig}", *args]
+
+    def helm(self, *args: str) -> str:
+        """Runs Helm as administrator and returns what it printed. Raises SandboxError with its words."""
+        return processes.run(self.helm_command(*args))
+
+    def helm_command(self, *args: str) -> list[str]:
+        return [*self.binaries.command("helm"), f"--kubeconfig={self.kubeconfig}", *args]
+
+    def enter_command(self, *args: str) -> list[str]:
+        """The command line that runs a program inside the sandbox's namespaces."""
+        return namespaces.enter(self.init, args)
+
+    @property
+    def init(self) -> int:
+        """The first process of the sandbox. Raises SandboxError when it is not up."""
+        init = namespaces.find(self.places)
+        if init is None:
+            raise SandboxError("the sandbox is not up: start it with `python -m sandbox up`")
+        return init
+
+    def _prepare(self) -> None:
+        """Everything that is made once per machine. The base image is mostly waiting, beside the Go builds."""
+        debian.install(debian.missing(), self.progress)
+        with ThreadPoolExecutor(1) as beside:
+            base = beside.submit(base_image.archive, self.places.cache, self.progress)
+            self.binaries.prepare([*components.BUILT, "kubectl", "helm", "pause", "buildctl"])
+            base.result()
+
+    def _fresh_start(self, audit: bool) -> None:
+        for folder in _FRESH:
+            shutil.rmtree(self.places.cluster / folder, ignore_errors=True)
+        self.places.logs.mkdir(parents=True)
+        components.issue_certificates(self.places)
+        cni_folder = debian.cni_folder()
+        if cni_folder is None:
+            raise SandboxError(f"CNI plugins are in none of {', '.join(map(str, debian.CNI_FOLDERS))}: install them")
+        config_files.write_all(self.places, cni_folder)
+        network.remove()
+        cgroups.remove()
+        cgroups.create()
+        init = namespaces.create(self.places, self.binaries.command("pause")[0])
+        network.join(init)
+        self.progress.say("namespaces, network and control groups are there")
+        self._record(audit, complete=False)
+
+    def _start_components(self, audit: bool) -> None:
+        init = self.init
+        daemons, images = self._components(init, audit), self._images(init)
+        daemons.start("etcd", "containerd", "kube-apiserver")
+        self._wait("kube-apiserver", self._reader.is_ready, daemons)
+        # Not before: they read RBAC-guarded objects once, at their start.
+        daemons.start("kube-controller-manager", "kube-scheduler")
+        self._wait("containerd", lambda: images.present() is not None, daemons)
+        daemons.start("buildkitd", "kubelet", "kube-proxy", "coredns")
+        self._wait("the node", lambda: self._reader.node_is_ready(NODE_NAME), daemons)
+        self._wait("the default ServiceAccount", self._has_default_service_account, daemons)
+        self._wait("buildkitd", images.builder_is_ready, daemons)
+        images.ensure_base(base_image.archive(self.places.cache, self.progress))
+        self.progress.say("the pods' base images are there")
+
+    def _wait(self, what: str, ready: processes.Ready, daemons: Components) -> None:
+        hint = f"Logs are in {self.places.logs}."
+        processes.wait_until(what, ready, seconds=START_SECONDS, hint=hint, alive=daemons.why_ended)
+        self.progress.say(f"{what} is ready")
+
+    def _has_default_service_account(self) -> bool:
+        return "metadata" in self._reader.object("/api/v1/namespaces/default/serviceaccounts/default")
+
+    def _down(self) -> None:
+        namespaces.end(self.places)
+        # The kernel ends what was inside; those outside that waited for it follow a moment later.
+        processes.wait_until("the end", lambda: not leftovers.live_processes(self.places), seconds=10)
+        network.remove()
+        cgroups.remove()
+        self._settings.unlink(missing_ok=True)
+        if left := leftovers.find(self.places):
+            raise SandboxError("something of the sandbox is left:\n" + "\n".join(f"  - {one}" for one in left))
+
+    def _components(self, init: int, audit: bool | None = None) -> Components:
+        audited = self._recorded().get("audit", False) if audit is None else audit
+        return Components(self.places, self.binaries, init, audited=bool(audited))
+
+    def _images(self, init: int) -> Images:
+        return Images(self.places, self.binaries, init, self.progress)
+
+    @property
+    def _reader(self) -> ApiReader:
+        return ApiReader(network.SERVER, Authority(self.places.pki), ADMIN)
+
+    @property
+    def _settings(self) -> Path:
+        return self.places.cluster / "running.json"
+
+    def _recorded(self) -> dict[str, object]:
+        try:
+            settings: dict[str, object] = json.loads(self._settings.read_text())
+        except (OSError, ValueError):
+            return {}
+        return settings
+
+    def _record(self, audit: bool, *, complete: bool = True) -> None:
+        content = {"init": namespaces.find(self.places), "audit": audit, "complete": complete}
+        self._settings.write_text(json.dumps(content))
+
+    def _is_complete(self, audit: bool) -> bool:
+        """Whether an `up` came to its end, and with no less than is asked for now."""
+        recorded, init = self._recorded(), namespaces.find(self.places)
+        serves = bool(recorded.get("audit")) or not audit
+        return init is not None and recorded.get("init") == init and bool(recorded.get("complete")) and serves
+
+
+@contextlib.contextmanager
+def _machine_lock(progress: Progress) -> Iterator[None]:
+    """One `up`, `down` or `restart` at a time on this machine: addresses and control groups are fixed."""
+    if not preflight.is_root():
+        yield  # the preflight says what is missing, in full
+        return
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"another sandbox command is at work; waiting for it ({LOCK})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
