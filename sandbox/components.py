@@ -82,6 +82,11 @@ def arguments(name: str, places: Paths, *, audited: bool) -> list[str]:
                 f"--root-ca-file={pki / 'ca.crt'}",
                 f"--service-account-private-key-file={pki / 'service-account.key'}",
                 "--use-service-account-credentials",
+                # Its controllers' credentials alone, asked for at the default rate, take 5 s.
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+                # A claim that is seen before its volume waits for this (15 s by default).
+                "--pvclaimbinder-sync-period=1s",
                 f"--cluster-signing-cert-file={pki / 'ca.crt'}",
                 f"--cluster-signing-key-file={pki / 'ca.key'}",
             ]

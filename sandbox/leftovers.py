@@ -30,6 +30,7 @@ def find(places: Paths) -> list[str]:
     return left
 
 
-def _processes(places: Paths) -> list[processes.Marked]:
+def live_processes(places: Paths) -> list[processes.Marked]:
+    """Daemons, what they started, and the processes that brought them into the namespaces."""
     marks = (namespaces.mark(places), f"sandbox-component:{places.cluster}:")
     return [process for mark in marks for process in processes.scan(mark)]
