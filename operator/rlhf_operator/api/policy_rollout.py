@@ -230,7 +230,6 @@ class RevisionState(StrEnum):
     CANDIDATE = "Candidate"
     STABLE = "Stable"
     RETAINED = "Retained"  # former stable, still loaded
-    DRAINING = "Draining"  # out of the route once the gateways confirm, then scaled down
     RETIRED = "Retired"
     REJECTED = "Rejected"
     SUPERSEDED = "Superseded"
