@@ -165,10 +165,13 @@ class TrainingGuardrail(Spec):
     action: GuardrailAction = GuardrailAction.ALERT
 
 
+PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
+
+
 class HumanScores(Spec):
     """Trusted scalar scores of single responses: the check that careless labels cannot pass."""
 
-    uri: Annotated[str, Field(max_length=1024)]
+    uri: Annotated[str, Field(pattern=PVC_URI, max_length=512)]
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
     min_correlation: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         0.6, description="Lower confidence bound of the Spearman correlation must reach this."

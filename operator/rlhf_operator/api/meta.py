@@ -23,7 +23,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from rlhf_trainer.config import Spec
+from rlhf_trainer.config import PVC_URI, Spec
 
 
 class Marker(ABC):
@@ -116,7 +116,7 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, d
 Uri = Annotated[
     str,
     Field(
-        pattern=r"^pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$",
+        pattern=PVC_URI,
         max_length=512,
         description="pvc://<claim>/<path>: a PersistentVolumeClaim in the same namespace and a path in it.",
     ),

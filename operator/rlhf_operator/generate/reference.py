@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def _rows(schema: Schema, prefix: str) -> Iterator[tuple[str, str, str, str]]:
 
 def _type(schema: Schema) -> str:
     if "enum" in schema:
-        return " \\| ".join(f"`{value}`" for value in schema["enum"]) if len(schema["enum"]) < 12 else "string"
+        return " | ".join(f"`{value}`" for value in schema["enum"]) if len(schema["enum"]) < 12 else "string"
     if schema.get(INT_OR_STRING):
         return "integer or string"
     if schema.get(PRESERVE_UNKNOWN):
@@ -79,7 +80,7 @@ def _range(schema: Schema) -> str:
 def _literal(value: Any) -> str:
     if value is None or value == {}:
         return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{json.dumps(value) if isinstance(value, bool | list | dict) or value == '' else value}`"
 
 
 def _rules(schema: Schema, path: str) -> Iterator[tuple[str, str]]:
