@@ -1,0 +1,1 @@
+"""Feedback files into validated records, and records into reproducible batches."""

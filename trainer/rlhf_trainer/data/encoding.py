@@ -1,0 +1,52 @@
+"""Text into token ids, one recipe for training, scoring, gates and serving: prompt as the tokenizer starts it,
+response without special tokens, end of sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_trainer.exits import Invalid
+
+
+class Encoder:
+    """Wraps a Hugging Face tokenizer. Raises Invalid for one without distinct pad and end-of-sequence tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+            raise Invalid("the tokenizer has no pad or no eos token; set both in tokenizer_config.json")
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise Invalid(
+                "the tokenizer's pad token is its eos token, so that the end of a reply cannot be learnt; "
+                "give it a pad token of its own"
+            )
+        self.tokenizer = tokenizer
+        self.pad_id: int = tokenizer.pad_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+
+    def prompt(self, text: str) -> list[int]:
+        return list(self.tokenizer(text).input_ids)
+
+    def response(self, text: str) -> list[int]:
+        """Ids of a finished response, end of sequence included."""
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.eos_id]
+
+    def pair(self, prompt: str, response: str) -> list[int]:
+        return self.prompt(prompt) + self.response(response)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """ids (B, T) and attention mask (B, T). Masks come from lengths, never from token ids."""
+    width = width or max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = 1
+    return ids, mask
