@@ -1,0 +1,59 @@
+"""Divergence from the reference policy: sampled estimators and the controllers of its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+_ERROR_BOUND = 0.2  # Ziegler et al. 2019 clip the proportional error here
+
+
+def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """log p - log q of sampled tokens: unbiased, may be negative (http://joschu.net/blog/kl-approx.html).
+
+    In the *reward* its expectation gives the right gradient of KL(p‖q). As a *loss* term it does not: its own
+    gradient has expectation zero, so it must not be minimised directly.
+    """
+    return logprobs - reference
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """(r - 1) - log r with r = q/p: unbiased, never negative, low variance. For reporting; as a loss term its
+    gradient is that of KL(q‖p) in expectation, not of KL(p‖q)."""
+    log_ratio = reference - logprobs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+class KLController(Protocol):
+    """The weight of the KL penalty over a run; its whole state is ``coefficient``."""
+
+    @property
+    def coefficient(self) -> float: ...
+
+    def update(self, kl: float, samples: int) -> None:
+        """``kl``: mean sequence KL in nats over ``samples`` rollouts of the step just taken."""
+        ...
+
+
+@dataclass
+class FixedKL:
+    coefficient: float
+
+    def update(self, kl: float, samples: int) -> None:
+        """The weight stays what the user set."""
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional control in log space towards ``target`` nats (Ziegler et al. 2019, section 2.2):
+    e = clip(KL/target - 1, ±0.2), weight *= 1 + e * samples / horizon."""
+
+    coefficient: float
+    target: float
+    horizon: int
+
+    def update(self, kl: float, samples: int) -> None:
+        error = max(-_ERROR_BOUND, min(_ERROR_BOUND, kl / self.target - 1.0))
+        self.coefficient *= 1.0 + error * samples / self.horizon

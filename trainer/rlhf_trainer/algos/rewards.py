@@ -1,0 +1,34 @@
+"""From one score per reply to one reward per token (Ziegler et al. 2019; Stiennon et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def response_mask(lengths: Tensor, width: int) -> Tensor:
+    """(B, width) float: 1 on the first ``lengths`` tokens of each row. From lengths, so pad may be any token."""
+    return (torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]).float()
+
+
+def conservative(member_scores: Tensor, std_penalty: float) -> Tensor:
+    """mean - lambda * std over the ensemble (Coste et al. 2023). member_scores (K, B) → (B,); one member has no std."""
+    mean = member_scores.mean(dim=0)
+    if member_scores.shape[0] == 1:
+        return mean
+    return mean - std_penalty * member_scores.std(dim=0)
+
+
+def token_rewards(
+    scores: Tensor, kl: Tensor, lengths: Tensor, finished: Tensor, *, kl_coefficient: float, missing_eos_penalty: float
+) -> Tensor:
+    """(B, T): -kl_coefficient * kl at every response token, and the score at the last one.
+
+    The last token is the end of sequence where the reply ``finished``, else the token the length limit cut at, where
+    ``missing_eos_penalty`` is taken off. Nothing lands on padding.
+    """
+    mask = response_mask(lengths, kl.shape[1])
+    rewards = -kl_coefficient * kl * mask
+    final = scores - missing_eos_penalty * (~finished).to(scores)
+    last = torch.nn.functional.one_hot(lengths - 1, kl.shape[1]).to(rewards)
+    return rewards + last * final[:, None]
