@@ -1,0 +1,81 @@
+"""What a checkpoint is made of, besides engines: small state as JSON, tensors as safetensors, random state by rank."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhf_trainer.distributed import World
+
+
+class JsonState:
+    """A JSON-able mapping, equal on all ranks (data position, KL controller, Lagrange multiplier, ...)."""
+
+    def __init__(
+        self, world: World, get: Callable[[], Mapping[str, Any]], put: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._world, self._get, self._put = world, get, put
+
+    def save(self, folder: Path) -> None:
+        if self._world.is_main:
+            (folder / "state.json").write_text(json.dumps(dict(self._get()), sort_keys=True))
+
+    def load(self, folder: Path) -> None:
+        self._put(json.loads((folder / "state.json").read_text()))
+
+
+class TensorState:
+    """Named tensors, equal on all ranks (reward normaliser, ...)."""
+
+    def __init__(
+        self,
+        world: World,
+        get: Callable[[], Mapping[str, torch.Tensor]],
+        put: Callable[[dict[str, torch.Tensor]], None],
+    ) -> None:
+        self._world, self._get, self._put = world, get, put
+
+    def save(self, folder: Path) -> None:
+        if self._world.is_main:
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in self._get().items()},
+                folder / "state.safetensors",
+            )
+
+    def load(self, folder: Path) -> None:
+        self._put(load_file(folder / "state.safetensors", device=str(self._world.device)))
+
+
+class RandomState:
+    """Python, numpy and torch (CPU and CUDA) generators of every rank.
+
+    The loops draw from ``randomness``, which needs no state; this covers what a library draws behind their back.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def save(self, folder: Path) -> None:
+        state = {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(state, folder / f"rank-{self._world.rank}.pt")
+
+    def load(self, folder: Path) -> None:
+        # weights_only=False: the states are plain tuples of Python and numpy; the file's sha256 was verified before.
+        state = torch.load(folder / f"rank-{self._world.rank}.pt", weights_only=False)
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])

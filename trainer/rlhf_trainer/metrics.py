@@ -1,0 +1,77 @@
+"""Every figure a trainer reports, defined once: status key, Prometheus name, unit, meaning. No torch.
+
+A loop reporting a name that is not here fails at once, so the catalogue (and the generated reference) is complete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PREFIX = "rlhf_trainer_"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``name`` is the key in status; averages are over all ranks and all samples of the step."""
+
+    name: str
+    unit: str
+    meaning: str
+
+    @property
+    def prometheus_name(self) -> str:
+        return PREFIX + re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name).lower()
+
+
+_DEFINED = (
+    Metric("loss", "1", "Training loss of the step."),
+    Metric("learningRate", "1", "Learning rate of the step."),
+    Metric("gradientNorm", "1", "Global L2 norm of the gradient before clipping."),
+    Metric("stepSeconds", "s", "Wall time of the step."),
+    Metric("samplesPerSecond", "1/s", "Pairs or rollouts trained per second over all ranks."),
+    # Reward model
+    Metric("accuracy", "fraction", "Share of the step's training pairs ranked as labelled (ties excluded)."),
+    Metric("margin", "reward", "Mean reward of the preferred response minus that of the other."),
+    Metric("heldOutAccuracy", "fraction", "Pairwise accuracy on held-out prompts, ties excluded."),
+    Metric("calibrationError", "fraction", "Expected calibration error on held-out pairs, 10 equal-mass bins."),
+    Metric("temperature", "1", "Calibration temperature: reward differences are divided by it."),
+    Metric("humanCorrelation", "1", "Spearman correlation of rewards with trusted human scores."),
+    Metric("droppedPairs", "rows", "Preference rows longer than maxLength, dropped."),
+    # Policy optimisation
+    Metric("reward", "reward", "Mean score of the responses by the reward model, after the ensemble penalty."),
+    Metric("rewardStd", "reward", "Standard deviation of that score over the step's responses."),
+    Metric("ensembleStd", "reward", "Mean disagreement (standard deviation) of the reward ensemble."),
+    Metric("kl", "nats", "Mean sequence KL from the reference: sum over tokens of log-ratio, averaged over responses."),
+    Metric("klCoefficient", "1", "Coefficient of the KL penalty in the reward."),
+    Metric("entropy", "nats", "Mean entropy of the policy per response token."),
+    Metric("responseLength", "tokens", "Mean response length, end-of-sequence included."),
+    Metric("clippedFraction", "fraction", "Share of responses cut off at maxNewTokens."),
+    Metric("policyLoss", "1", "Clipped surrogate loss; its size says little."),
+    Metric("valueLoss", "1", "Loss of the value head."),
+    Metric("explainedVariance", "fraction", "1 - Var(returns - values) / Var(returns)."),
+    Metric("approxKl", "nats", "Mean per-token KL between the sampling and the updated policy."),
+    Metric("clipFraction", "fraction", "Share of tokens whose probability ratio was clipped."),
+    Metric("generateSeconds", "s", "Wall time spent generating in the step."),
+    Metric("scoreSeconds", "s", "Wall time spent on reward, reference and value forwards in the step."),
+    Metric("trainSeconds", "s", "Wall time spent on gradient steps in the step."),
+    Metric("winRate", "fraction", "Share of evaluation prompts on which the policy beats its base, ties half."),
+    Metric("violationRate", "fraction", "Share of evaluation responses that break a safety rule."),
+    Metric("auditReward", "reward", "Mean score of evaluation responses by the audit reward model."),
+)
+
+CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _DEFINED}
+
+
+def check(values: Mapping[str, float]) -> None:
+    """Raises KeyError naming every metric that the catalogue does not define."""
+    unknown = sorted(set(values) - set(CATALOGUE))
+    if unknown:
+        raise KeyError(f"metrics {unknown} are not in rlhf_trainer.metrics; define name, unit and meaning there")
+
+
+def reference() -> str:
+    """The catalogue as a Markdown table."""
+    rows = [f"| `{m.name}` | `{m.prometheus_name}` | {m.unit} | {m.meaning} |" for m in _DEFINED]
+    return "\n".join(["| Status key | Prometheus | Unit | Meaning |", "|---|---|---|---|", *rows, ""])
