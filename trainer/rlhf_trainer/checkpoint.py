@@ -97,7 +97,7 @@ def published(run: Path) -> list[Path]:
 
 def verify(path: Path, config_digest: str, world_size: int, required: Collection[str] = ()) -> Found:
     """The checkpoint at ``path`` if every byte is as published and it fits this run, else ``CheckpointRefused``."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest.config_digest != config_digest:
         raise CheckpointRefused(f"written under config {manifest.config_digest}, this run has {config_digest}")
     if manifest.world_size != world_size:
@@ -229,7 +229,7 @@ def _order(path: Path) -> tuple[int, int] | None:
     return (int(step), int(attempt)) if step.isdigit() and attempt.isdigit() else None
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:

@@ -94,6 +94,7 @@ class AttemptConfig(Wire):
     checkpoints: Checkpoints
     no_progress_seconds: int = 600
     rendezvous_seconds: int = 300
+    grace_seconds: int = 30  # the pods' terminationGracePeriodSeconds: how long SIGTERM leaves for a checkpoint
     # RewardModelJob
     base_model: Located | None = None
     preferences: Located | None = None
@@ -206,6 +207,30 @@ class Result(Wire):
     verdicts: tuple[Verdict, ...] = ()
     metrics: dict[str, float] = {}
     lineage: dict[str, str] = {}  # name -> digest: data, base model, reward model, config, …
+
+    def compact(self, limit: int = TERMINATION_MESSAGE_LIMIT) -> str:
+        """JSON of at most ``limit`` bytes: what matters least goes first, a long message is cut in the middle."""
+        slim = self
+        drops: tuple[dict[str, Any], ...] = (
+            {},
+            {"lineage": {}},
+            {"skipped_checkpoints": self.skipped_checkpoints[:3]},
+            {"metrics": {}},
+            {"verdicts": tuple(verdict.model_copy(update={"message": ""}) for verdict in self.verdicts)},
+            {"message": _shorten(self.message, 1000)},
+            {"skipped_checkpoints": (), "resumed_from": None},
+            {"verdicts": (), "message": _shorten(self.message, 300)},
+        )
+        for drop in drops:
+            slim = slim.model_copy(update=drop)
+            text = slim.to_json()
+            if len(text.encode()) <= limit:
+                return text
+        raise ValueError(f"result of {self.uid} does not fit {limit} bytes even without its details")
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit // 2] + " … " + text[-limit // 2 :]
 
 
 def digest_of(value: Any) -> str:
