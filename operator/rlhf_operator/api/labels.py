@@ -14,3 +14,4 @@ OWNER_UID = "rlhf.dev/uid"
 ATTEMPT = "rlhf.dev/attempt"
 REVISION = "rlhf.dev/revision"
 COMPONENT = "rlhf.dev/component"  # trainer | reporter | gateway | policy-server
+DESIRED_HASH = "rlhf.dev/desired-hash"  # annotation: hash of the object that was last applied

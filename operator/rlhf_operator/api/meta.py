@@ -8,6 +8,7 @@ markers:
 * ``ListMap(keys)`` / ``ListSet()`` on a list: ``x-kubernetes-list-type`` (lists are atomic otherwise).
 * ``PreserveUnknown()`` on a mapping: ``x-kubernetes-preserve-unknown-fields``.
 * ``IntOrString()`` on an ``int | str``: ``x-kubernetes-int-or-string``.
+* ``Form(message)`` after a ``Field(pattern=...)``: the pattern as a CEL rule with a message for people.
 
 The markers write their `x-kubernetes-*` keys into the model's JSON schema themselves; `api.structural` does the rest.
 """
@@ -93,6 +94,18 @@ class IntOrString(Marker):
         return {"x-kubernetes-int-or-string": True}
 
 
+@dataclass(frozen=True)
+class Form:
+    """Beside `Field(pattern=...)`, after it: the server then says `message` instead of showing a regular expression."""
+
+    message: str
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = dict(handler(core_schema))
+        pattern = schema.pop("pattern")
+        return {**schema, "x-kubernetes-validations": [Cel(f"self.matches(r'{pattern}')", self.message).to_validation()]}
+
+
 class ApiSpec(Spec):
     """Part of a spec: camelCase, unknown fields refused, immutable, with CEL rules."""
 
@@ -112,13 +125,21 @@ class ApiStatus(BaseModel):
         return dumped
 
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>")]
+Digest = Annotated[
+    str,
+    Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>"),
+    Form("must be sha256: followed by 64 lower-case hex digits"),
+]
 Uri = Annotated[
     str,
     Field(
         pattern=PVC_URI,
         max_length=512,
         description="pvc://<claim>/<path>: a PersistentVolumeClaim in the same namespace and a path in it.",
+    ),
+    Form(
+        "must be pvc://<claim>/<path>, where <claim> is a PersistentVolumeClaim in the same namespace; "
+        "no part of the path starts with a dot"
     ),
 ]
 Name = Annotated[
@@ -128,6 +149,7 @@ Name = Annotated[
         max_length=40,
         description="Name of an object in the same namespace.",
     ),
+    Form("must be the name of an object in the same namespace: a-z, 0-9 and '-', starting with a letter"),
 ]
 
 

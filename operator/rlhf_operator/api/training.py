@@ -20,7 +20,7 @@ from rlhf_operator.api.meta import (
     Uri,
 )
 from rlhf_trainer.config import Checkpoints
-from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, Verdict
+from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, SkippedCheckpoint, Verdict
 
 # torchrun reads PET_*, the others are what it sets for its workers: a user's value would split the process group.
 RESERVED_ENV = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -32,7 +32,7 @@ MAX_CHECKPOINTS_KEPT = 10
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 Quantities = Annotated[
     dict[str, Annotated[int | str, IntOrString()]],
-    Field(max_length=16),
+    Field(max_length=12),  # what CEL's cost budget lets the rule below check
     Cel(
         "self.all(k, size(k) <= 316 && isQuantity(string(self[k])))",
         "every value must be a Kubernetes quantity such as 2, 500m or 16Gi",
@@ -52,6 +52,7 @@ class EnvVar(ApiSpec):
             + "".join(f" && !self.name.startsWith('{prefix}')" for prefix in RESERVED_ENV_PREFIXES),
             "PET_*, TORCHELASTIC_*, RLHF_*, MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK and "
             "LOCAL_WORLD_SIZE are set by the operator and torchrun: remove the variable",
+            field_path=".name",
         ),
     )
 
@@ -164,10 +165,10 @@ class TrainingJobSpec(ApiSpec):
     output: Output
     failure_policy: FailurePolicy = FailurePolicy()
     pre_running_deadline_seconds: Seconds | None = Field(
-        None, description="From admission of an attempt until all its pods train; then the job fails."
+        None, description="From admission of an attempt until all its pods are ready; then the job fails."
     )
     active_deadline_seconds: Seconds | None = Field(
-        None, description="Time admitted, summed over attempts without suspended time; then the job fails."
+        None, description="Time with pods on nodes, summed over attempts, suspended time excluded; then the job fails."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="The children of a finished job are deleted after this; the job itself never is."
@@ -199,23 +200,32 @@ class Usage(ApiStatus):
 
 
 class Attempt(ApiStatus):
-    """One child Job; counters are derived from these entries, never incremented."""
+    """One child Job; counters are derived from these entries, never incremented.
+
+    Times mark when the operator learned of it; an eviction by Kueue folds them into `usage` and starts over.
+    """
 
     number: int
     job_uid: str = ""
     pod_uids: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
-    started_at: datetime  # the entry was written; the Job is created after
+    started_at: datetime  # this entry was written; the Job is created after
+    queued_at: datetime | None = None  # waits for quota and nodes since; default: startedAt
     admitted_at: datetime | None = None  # the Job was seen unsuspended
-    running_at: datetime | None = None  # the first report with the expected world size
+    scheduled_at: datetime | None = None  # the first pod has a node: accelerators are held from here on
+    ready_at: datetime | None = None  # all pods were ready
+    running_at: datetime | None = None  # the first report of a training step
     ended_at: datetime | None = None
-    stopping: Annotated[str, Field(max_length=64)] | None = None  # why the operator ends it, before it has ended
+    failed_at: datetime | None = None  # the earliest failure of a pod; the entry ends when all pods have
+    stopping: Annotated[str, Field(max_length=64)] | None = None  # why the operator ends it
     failure_class: Annotated[str, Field(max_length=64)] | None = None
     reason: Annotated[str, Field(max_length=128)] | None = None
     message: Annotated[str, Field(max_length=1024)] | None = None
     exit_code: int | None = None
     counted: bool = False
-    action: Literal["Complete", "Fail", "Restart", "Suspend"] | None = None  # what follows from how it ended
+    action: Literal["Complete", "Fail", "Restart", "Suspend"] | None = None  # what follows from its end
+    released_by: Annotated[str, Field(max_length=253)] | None = None  # the Decision that lets a paused job go on
     resumed_from_step: int | None = None
+    skipped_checkpoints: Annotated[list[SkippedCheckpoint], Field(max_length=5)] = Field(default_factory=list)
     step: int = 0
     usage: Usage = Usage()
 
@@ -224,8 +234,8 @@ class EvictedAttempts(ApiStatus):
     """Running totals of ledger entries that were dropped because the ledger is bounded."""
 
     count: int = 0
+    restarts: int = 0
     counted: int = 0
-    active_seconds: float = 0.0
     usage: Usage = Usage()
 
 
@@ -273,7 +283,7 @@ class TrainingJobStatus(ApiStatus):
     lineage: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
     verdicts: Annotated[list[Verdict], Field(max_length=16)] = Field(default_factory=list)
     waiver: WaiverStatus | None = None
-    acknowledged: Annotated[list[str], ListSet(), Field(max_length=32)] = Field(default_factory=list)
+    inputs: Annotated[dict[str, ArtifactStatus], Field(max_length=16)] = Field(default_factory=dict)  # as resolved
     usage: Usage = Usage()
     pod_template_digest: str | None = None
 
@@ -311,9 +321,4 @@ TRAINING_JOB_RULES: tuple[Cel, ...] = (
     editable_when_idle("preRunningDeadlineSeconds", optional=True),
     editable_when_idle("activeDeadlineSeconds", optional=True),
     editable_when_idle("budget", optional=True),
-    Cel(
-        "size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-        "metadata.name must be at most 40 characters of a-z, 0-9 and '-', starting with a letter: "
-        "pods and DNS names are built from it",
-    ),
 )

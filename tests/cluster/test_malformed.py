@@ -1,0 +1,189 @@
+"""Every malformed object is refused by the API server, with words that name the field and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.cluster.samples import CRDS, DELETED, changed, example, text
+
+RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
+APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
+DIGEST = "sha256:" + "9" * 64
+
+
+class Case(NamedTuple):
+    name: str
+    example: str
+    changes: dict[str, Any]
+    message: tuple[str, ...]  # fragments, all of them
+
+
+def env(name: str) -> dict[str, Any]:
+    return {"spec.trainer.env": [{"name": name, "value": "1"}]}
+
+
+RESERVED = ("spec.trainer.env[0].name", "set by the operator and torchrun: remove the variable")
+DIGEST_FORM = "must be sha256: followed by 64 lower-case hex digits"
+URI_FORM = "must be pvc://<claim>/<path>"
+
+CASES = [
+    # names
+    Case("name too long", RM, {"metadata.name": "a" * 41}, ("metadata.name must be at most 40 characters",)),
+    Case("name with a dot", RM, {"metadata.name": "a.b"}, ("metadata.name must be at most 40 characters of a-z",)),
+    Case("name starting with a digit", ROLLOUT, {"metadata.name": "1a"}, ("start with a letter",)),
+    # unknown, missing and mistyped
+    Case("misspelt field", RM, {"spec.training.learningrate": 1}, ('unknown field "spec.training.learningrate"',)),
+    Case("unknown field in an env entry", RM, {"spec.trainer.env": [{"name": "A", "valueFrom": {}}]}, ("valueFrom",)),
+    Case("no base model", RM, {"spec.baseModel": DELETED}, ("spec.baseModel: Required value",)),
+    Case("no preferences", RM, {"spec.preferences": DELETED}, ("spec.preferences: Required value",)),
+    Case("no output", RM, {"spec.output": DELETED}, ("spec.output: Required value",)),
+    Case("no spec", RM, {"spec": DELETED}, ("spec: Required value",)),
+    Case("no prompts", PPO, {"spec.prompts": DELETED}, ("spec.prompts: Required value",)),
+    Case("no stages", ROLLOUT, {"spec.stages": DELETED}, ("spec.stages: Required value",)),
+    Case("text for a number", RM, {"spec.training.epochs": "two"}, ("spec.training.epochs", "must be of type integer")),
+    Case("a list for an object", RM, {"spec.trainer": []}, ("spec.trainer", "must be of type object")),
+    # identity
+    Case("no digest", RM, {"spec.baseModel.digest": DELETED}, ("spec.baseModel.digest: Required value",)),
+    Case("digest of another algorithm", RM, {"spec.preferences.digest": "md5:00"}, ("spec.preferences", DIGEST_FORM)),
+    Case("digest cut off", RM, {"spec.baseModel.digest": DIGEST[:-1]}, ("spec.baseModel.digest", DIGEST_FORM)),
+    Case(
+        "digest in capitals", PPO, {"spec.prompts.digest": "sha256:" + "A" * 64}, ("spec.prompts.digest", DIGEST_FORM)
+    ),
+    Case("digest too long", RM, {"spec.baseModel.digest": DIGEST + "0"}, ("spec.baseModel.digest: Too long",)),
+    Case("a path for a uri", RM, {"spec.output.uri": "/data"}, ("spec.output.uri", URI_FORM)),
+    Case("a scheme not yet read", RM, {"spec.baseModel.uri": "s3://b/k"}, ("spec.baseModel.uri", URI_FORM)),
+    Case("a path that climbs", PPO, {"spec.policy.uri": "pvc://m/../x"}, ("spec.policy.uri", "starts with a dot")),
+    Case("credentials in a uri", PPO, {"spec.policy.uri": "pvc://me:pw@m/x"}, ("spec.policy.uri", URI_FORM)),
+    # one of
+    Case(
+        "no reward model at all", PPO, {"spec.rewardModel": {}}, ("spec.rewardModel", "exactly one of jobRef and uri")
+    ),
+    Case(
+        "two reward models",
+        PPO,
+        {"spec.rewardModel.uri": "pvc://a/b", "spec.rewardModel.digest": DIGEST},
+        ("spec.rewardModel", "exactly one of jobRef and uri: jobRef waits for that job"),
+    ),
+    Case(
+        "a policy without its digest",
+        ROLLOUT,
+        {"spec.policy": {"uri": "pvc://a/b"}},
+        ("spec.policy", "a uri without its digest is not an identity"),
+    ),
+    Case("a reference to nothing", ROLLOUT, {"spec.policy.jobRef.name": ""}, ("spec.policy.jobRef.name", "object")),
+    Case(
+        "an audit by the judge itself",
+        PPO,
+        {"spec.auditRewardModel.jobRef.name": "helpful-rm"},
+        ("spec", "auditRewardModel must not be rewardModel"),
+    ),
+    # training
+    Case("ZeRO stage 4", RM, {"spec.training.deepspeed.zeroStage": 4}, ("zeroStage", "less than or equal to 3")),
+    Case("learning rate 0", RM, {"spec.training.learningRate": 0}, ("spec.training.learningRate", "greater than 0")),
+    Case("holdout of everything", RM, {"spec.training.holdoutFraction": 1}, ("holdoutFraction", "less than 1")),
+    Case("no ensemble", RM, {"spec.training.ensemble.members": 0}, ("members", "greater than or equal to 1")),
+    Case("unknown algorithm", PPO, {"spec.training.algorithm": "A2C"}, ("algorithm", 'supported values: "PPO"')),
+    Case("unknown calibration", RM, {"spec.training.calibration": "platt"}, ("calibration", '"temperature", "none"')),
+    Case("temperature 0", PPO, {"spec.training.generation.temperature": 0}, ("temperature", "greater than 0")),
+    Case(
+        "a batch that does not divide",
+        RM,
+        {"spec.trainer.numProcPerNode": 3},
+        ("training.globalBatchSize must be divisible by trainer.numNodes x trainer.numProcPerNode",),
+    ),
+    Case(
+        "prompts that do not divide",
+        PPO,
+        {"spec.trainer.numProcPerNode": 5},
+        ("training.promptsPerStep must be divisible",),
+    ),
+    Case("accuracy above 1", RM, {"spec.validation.minAccuracy": 65}, ("minAccuracy", "less than or equal to 1")),
+    Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),
+    Case("an unknown opponent", PPO, {"spec.evaluation.against": "gpt"}, ("evaluation.against", '"policy"')),
+    Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
+    Case("an unknown guardrail metric", PPO, {"spec.guardrails.0.metric": "joy"}, ("guardrails[0].metric", '"kl"')),
+    # pods
+    Case("no nodes", RM, {"spec.trainer.numNodes": 0}, ("spec.trainer.numNodes", "greater than or equal to 1")),
+    Case("half a process", RM, {"spec.trainer.numProcPerNode": "half"}, ("numProcPerNode", "from 1 to 64, or auto")),
+    Case("too many processes", RM, {"spec.trainer.numProcPerNode": 65}, ("numProcPerNode", "from 1 to 64, or auto")),
+    Case(
+        "no quantity",
+        RM,
+        {"spec.trainer.resourcesPerNode.limits.memory": "4 GB"},
+        ("spec.trainer.resourcesPerNode.limits", "such as 2, 500m or 16Gi"),
+    ),
+    Case("MASTER_ADDR", RM, env("MASTER_ADDR"), RESERVED),
+    Case("MASTER_PORT", PPO, env("MASTER_PORT"), RESERVED),
+    Case("RANK", RM, env("RANK"), RESERVED),
+    Case("LOCAL_RANK", RM, env("LOCAL_RANK"), RESERVED),
+    Case("WORLD_SIZE", RM, env("WORLD_SIZE"), RESERVED),
+    Case("PET_NNODES", RM, env("PET_NNODES"), RESERVED),
+    Case("TORCHELASTIC_RUN_ID", PPO, env("TORCHELASTIC_RUN_ID"), RESERVED),
+    Case("RLHF_ANYTHING", PPO, env("RLHF_ANYTHING"), RESERVED),
+    Case("an environment name with a dash", RM, env("A-B"), ("spec.trainer.env[0].name",)),
+    Case(
+        "a variable twice",
+        RM,
+        {"spec.trainer.env": [{"name": "A"}, {"name": "A"}]},
+        ("spec.trainer.env[1]: Duplicate value",),
+    ),
+    # policies
+    Case("restarts below 0", RM, {"spec.failurePolicy.maxRestarts": -1}, ("maxRestarts", "greater than or equal to 0")),
+    Case("a rule for nothing", RM, {"spec.failurePolicy.rules.0.onExitCodes": []}, ("a rule needs at least one of",)),
+    Case("an unknown action", RM, {"spec.failurePolicy.rules.0.action": "Retry"}, ("rules[0].action", '"FailJob"')),
+    Case("exit code 256", RM, {"spec.failurePolicy.rules.0.onExitCodes": [256]}, ("onExitCodes[0]", "equal to 255")),
+    Case("a deadline of 0", RM, {"spec.activeDeadlineSeconds": 0}, ("activeDeadlineSeconds", "or equal to 1")),
+    Case("a ttl below 0", RM, {"spec.ttlSecondsAfterFinished": -1}, ("ttlSecondsAfterFinished", "or equal to 0")),
+    Case("an empty budget", RM, {"spec.budget": {}}, ("spec.budget", "needs gpuHours, costUSD or both")),
+    Case("a budget of 0", RM, {"spec.budget.gpuHours": 0}, ("spec.budget.gpuHours", "greater than 0")),
+    Case("no checkpoints kept", RM, {"spec.checkpoints.keepLast": 0}, ("spec.checkpoints.keepLast", "or equal to 1")),
+    # rollouts
+    Case("stages going down", ROLLOUT, {"spec.stages.1.weightPercent": 60}, ("spec", "ascending weightPercent")),
+    Case("a stage of 100 %", ROLLOUT, {"spec.stages.3.weightPercent": 100}, ("weightPercent", "or equal to 99")),
+    Case("weight 0 without shadow", ROLLOUT, {"spec.stages.0.shadow": False}, ("spec.stages[0]", "shadow: true")),
+    Case("shadow with weight", ROLLOUT, {"spec.stages.1.shadow": True}, ("spec.stages[1]", "has weightPercent 0")),
+    Case("nothing but shadow", ROLLOUT, {"spec.stages": [{"weightPercent": 0, "shadow": True}]}, ("above 0",)),
+    Case("no stage", ROLLOUT, {"spec.stages": []}, ("spec.stages", "should have at least 1 items")),
+    Case("stage without samples", ROLLOUT, {"spec.stages.1.minSamples": 0}, ("minSamples", "or equal to 1")),
+    Case("a duration in words", ROLLOUT, {"spec.stages.1.minDuration": "1 minute"}, ("spec.stages[1].minDuration",)),
+    Case("an unknown approval", ROLLOUT, {"spec.stages.3.approval": "Maybe"}, ("stages[3].approval", '"Required"')),
+    Case("no guardrail", ROLLOUT, {"spec.guardrails": []}, ("spec.guardrails", "should have at least 1 items")),
+    Case("a guardrail twice", ROLLOUT, {"spec.guardrails.1.metric": "latencyP95"}, ("guardrails[2]: Duplicate value",)),
+    Case("a margin of 0", ROLLOUT, {"spec.guardrails.0.margin": 0}, ("guardrails[0].margin", "greater than 0")),
+    Case("a generous alpha", ROLLOUT, {"spec.guardrails.0.alpha": 0.5}, ("guardrails[0].alpha", "or equal to 0.1")),
+    Case("safety unseen", ROLLOUT, {"spec.safetyFilter": DELETED}, ("needs safetyFilter",)),
+    Case("an engine not built in", ROLLOUT, {"spec.serving.engine": "vllm"}, ("serving.engine", '"builtin"')),
+    Case("a bad header", ROLLOUT, {"spec.routing.conversationKey.header": "X Y"}, ("conversationKey.header",)),
+    # decisions
+    Case("approval without a digest", APPROVE, {"spec.digest": DELETED}, ("spec.digest", "need digest")),
+    Case("approval without a stage", APPROVE, {"spec.stage": DELETED}, ("spec.stage", "stage goes with Approve")),
+    Case(
+        "approval of a job", APPROVE, {"spec.subject.kind": "RewardModelJob"}, ("spec.action", "about a PolicyRollout")
+    ),
+    Case("no reason", APPROVE, {"spec.reason": ""}, ("spec.reason", "at least 1 chars long")),
+    Case("an unknown verb", APPROVE, {"spec.action": "Bless"}, ("spec.action", '"Approve"')),
+    Case("acknowledging a rollout", ACKNOWLEDGE, {"spec.subject.kind": "PolicyRollout"}, ("Waive about a job",)),
+    Case("acknowledging no attempt", ACKNOWLEDGE, {"spec.attempt": DELETED}, ("spec.attempt", "goes with Acknowledge")),
+    Case("a stage to acknowledge", ACKNOWLEDGE, {"spec.stage": 1}, ("spec.stage", "or remove it")),
+    Case("an expiry that is no time", APPROVE, {"spec.expiresAt": "soon"}, ("spec.expiresAt", "date-time")),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crds(control_plane) -> Iterator[None]:
+    control_plane.install_crds(CRDS)
+    return
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
+def test_it_is_refused_with_field_and_remedy(kubectl, case: Case) -> None:
+    body = changed(example(case.example), case.changes)
+
+    answer = kubectl("create", "--dry-run=server", "-f", "-", input=text(body), check=False)
+
+    assert answer.returncode != 0, f"accepted: {answer.stdout}"
+    missing = [fragment for fragment in case.message if fragment not in answer.stderr]
+    assert not missing, f"{missing} not in: {answer.stderr}"
