@@ -15,6 +15,7 @@ from demo.traffic import Traffic
 from demo.view import View
 
 ROLLOUT = "desk"
+JUDGED = (("estimate", ""), ("lower", "_lower"), ("upper", "_upper"))
 
 
 @dataclass
@@ -177,8 +178,15 @@ def oracle_win_rate(play: Play, live: Object) -> None:
     artifact = str(live["status"]["artifact"]["uri"]).removeprefix(f"pvc://{toolbox.CLAIM}/")
     command = ["python", "-m", "rlhf_trainer.desk", "judge", "--policy", f"{toolbox.MOUNT}/{artifact}"]
     command += ["--against", f"{toolbox.MOUNT}/models/desk-sft"]
-    rate = json.loads(toolbox.run(play.cluster, "desk-judge", play.images.trainer, command).splitlines()[-1])["winRate"]
+    report = toolbox.last_object(toolbox.run(play.cluster, "desk-judge", play.images.trainer, command))
+    rate = {name: report[f"win_rate{suffix}"] for name, suffix in JUDGED}
+    interval = f"\\[{rate['lower']:.3f}, {rate['upper']:.3f}]"
     play.view.say(
-        f"hidden oracle: win rate against the base {rate['estimate']:.3f} \\[{rate['lower']:.3f}, {rate['upper']:.3f}]"
+        f"hidden oracle: win rate against the base {rate['estimate']:.3f} {interval}; "
+        f"it leaks a secret in {report['violation_rate']:.1%} of its answers, the base in "
+        f"{report['violation_rate_against']:.1%}"
     )
+    play.view.say(f"prompt: {report['example_prompt']!r}")
+    play.view.say(f"  base:      {report['example_reply_against']!r}")
+    play.view.say(f"  optimised: {report['example_reply']!r}")
     play.story.win_rates["hidden oracle"] = rate

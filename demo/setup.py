@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -102,5 +101,4 @@ def data(cluster: Cluster, images: Images, seed: int) -> dict[str, str]:
     command = ["python", "-m", "rlhf_trainer.desk", "generate", "--out", toolbox.MOUNT, "--seed", str(seed)]
     toolbox.run(cluster, "desk-data", images.trainer, command)
     text = toolbox.run(cluster, "desk-digests", images.trainer, ["cat", f"{toolbox.MOUNT}/digests.json"])
-    digests: dict[str, str] = json.loads(text)
-    return digests
+    return {str(path): str(digest) for path, digest in toolbox.last_object(text).items()}

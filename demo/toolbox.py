@@ -6,6 +6,9 @@ pod that mounts the claim.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from demo.cluster import Cluster, CommandError, Object
 
 CLAIM = "desk"
@@ -59,3 +62,10 @@ def run(cluster: Cluster, name: str, image: str, command: list[str]) -> str:
             tail = cluster.kubectl("logs", f"job/{name}", "--tail=15", check=False)
             raise CommandError(f"job {name} failed:\n{tail}")
     return cluster.kubectl("logs", f"job/{name}", "--tail=-1")
+
+
+def last_object(text: str) -> dict[str, Any]:
+    """The JSON object a tool printed last; what it said before (progress, warnings) is passed over."""
+    start = text.rfind("\n{") + 1
+    parsed: dict[str, Any] = json.loads(text[start:])
+    return parsed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -47,8 +46,7 @@ class Traffic:
         self._stopped = True
         command = ["python", "-m", "rlhf_trainer.desk", "judge-answers", "--answers", self.answers]
         text = toolbox.run(self.cluster, f"{self.name}-judge", self.images.trainer, command)
-        counted: Mapping[str, Any] = json.loads(text.splitlines()[-1])
-        return counted
+        return toolbox.last_object(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

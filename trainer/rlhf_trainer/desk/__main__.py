@@ -1,4 +1,5 @@
-"""``python -m rlhf_trainer.desk generate --out DIR`` and ``… judge --policy PATH --against PATH``."""
+"""``python -m rlhf_trainer.desk generate --out DIR``, ``… judge --policy PATH --against PATH`` and
+``… judge-answers --answers FILE``."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
+from rlhf_trainer.desk.answers import count_answers, summary
 from rlhf_trainer.desk.judge import judge
 from rlhf_trainer.desk.world import generate
 
@@ -28,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
         digests = generate(arguments.out, arguments.seed, say=say)
         say(f"wrote {len(digests)} data sets and models to {arguments.out}")
         print(json.dumps(digests, indent=2, sort_keys=True))
+        return 0
+    if arguments.command == "judge-answers":
+        try:
+            print(json.dumps(summary(count_answers(arguments.answers)), indent=2))
+        except (OSError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 2
         return 0
     for folder in (arguments.policy, arguments.against):
         if not (folder / "config.json").is_file():
@@ -49,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--against", type=Path, required=True)
     compare.add_argument("--samples", type=int, default=400)
     compare.add_argument("--seed", type=int, default=0)
+    count = commands.add_parser("judge-answers", help="the oracle's count of leaks in recorded answers")
+    count.add_argument("--answers", type=Path, required=True)
     return parser
 
 
