@@ -1,0 +1,1 @@
+"""The level-triggered engine: store, queue, reconciler, relister, elector. It knows kinds only by their KindSpec."""

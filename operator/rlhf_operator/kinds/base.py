@@ -164,3 +164,4 @@ class KindSpec:
     observed_only: tuple[Resource, ...] = ()  # watched, never written (Pods, EndpointSlices)
     references: Callable[[Object], frozenset[Key]] = lambda _primary: frozenset()
     printer_columns: tuple[PrinterColumn, ...] = ()
+    error_condition: str = "Accepted"  # the condition in which the engine says why it cannot execute a plan

@@ -1,0 +1,1 @@
+"""Watching, by kopf: it brings reconnects, bookmarks and lifecycle, and decides nothing."""
