@@ -1,0 +1,321 @@
+"""Requests through a real gateway: who answers, what is counted, and what users never see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from rlhf_gateway.openai import answers
+from rlhf_gateway.upstream import Limits
+from tests.unit.gateway_world import counts_of, eventually, secret_filter, serving, talks_on, world
+
+HALF = {"canary_weight_percent": 50.0}
+ON_CANARY = talks_on("canary", 50.0, 5)
+ON_STABLE = talks_on("stable", 50.0, 5)
+
+
+async def test_without_a_configuration_the_answer_says_so() -> None:
+    async with world() as w:
+        response = await w.ask()
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "1"
+        assert "no configuration" in (await response.json())["error"]["message"]
+
+
+async def test_answers_come_from_the_assigned_arm_and_name_it() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        for talk, arm, revision in ((ON_CANARY[0], "canary", "rev-canary"), (ON_STABLE[0], "stable", "rev-stable")):
+            response = await w.ask(talk)
+            assert (response.status, response.headers["X-RLHF-Arm"]) == (200, arm)
+            assert response.headers["X-RLHF-Revision"] == revision
+            assert "X-RLHF-Fallback" not in response.headers
+        evidence = await w.pull()
+        assert counts_of(evidence, "canary").conversations == counts_of(evidence, "stable").conversations == 1
+        assert evidence.units == {"header": 2}
+
+
+async def test_body_query_and_headers_reach_the_policy_but_compression_does_not() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        headers = {"Authorization": "Bearer user-key", "Accept-Encoding": "gzip"}
+        await w.client.post(f"{w.url}/v1/chat/completions?x=1", json={"messages": [], "n": 1}, headers=headers)
+        (call,) = w.stable.calls
+        assert call["body"] == {"messages": [], "n": 1}
+        assert call["headers"]["Authorization"] == "Bearer user-key"
+        assert call["headers"]["Accept-Encoding"] == "identity"
+
+
+async def test_model_lists_come_from_stable_and_are_no_evidence() -> None:
+    async with world() as w:
+        await w.configure(canary_weight_percent=100.0)
+        async with w.client.get(f"{w.url}/v1/models", headers={"X-Conversation-Id": "c"}) as response:
+            assert (await response.json())["data"][0]["id"] == "desk"
+            assert response.headers["X-RLHF-Arm"] == "stable"
+        assert (await w.pull()).counts == ()
+
+
+async def test_unknown_paths_and_large_requests_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_gateway.proxy.MAX_QUESTION_BYTES", 1000)
+    async with world() as w:
+        await w.configure()
+        async with w.client.post(f"{w.url}/generate") as response:
+            assert response.status == 404
+            assert "use /v1/completions" in await response.text()
+        async with w.client.post(f"{w.url}/v1/completions", data=b"x" * 2000) as response:
+            assert response.status == 413
+            assert "send less" in await response.text()
+
+
+async def test_a_stream_is_relayed_token_by_token() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        w.stable.hold = asyncio.Event()
+        body = {"prompt": "hello", "stream": True}
+        async with w.client.post(f"{w.url}/v1/completions", json=body) as response:
+            assert response.headers["Content-Type"] == "text/event-stream"
+            first = await response.content.readline()
+            assert b"thank" in first  # while the policy still holds the rest back
+            w.stable.hold.set()
+            rest = await response.content.read()
+            assert answers("text/event-stream", first + rest) == (" thank you for asking",)
+            assert rest.endswith(b"[DONE]\n\n")
+
+
+@pytest.mark.parametrize(("status", "expected"), [(500, 500), (503, 503)])
+async def test_a_failing_stable_answer_is_passed_on_and_counted(status: int, expected: int) -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        w.stable.status = status
+        assert (await w.ask("c")).status == expected
+        row = counts_of(await w.pull(), "stable")
+        assert (row.failures, row.failed_conversations, sum(row.latency_buckets)) == (1, 1, 0)
+
+
+async def test_a_users_own_mistake_is_no_failure() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        w.stable.status = 400
+        assert (await w.ask("c")).status == 400
+        row = counts_of(await w.pull(), "stable")
+        assert (row.requests, row.failures, row.judged) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("fault", ["500", "cut"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failing_canary_is_answered_for_by_stable(fault: str, stream: bool) -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        w.canary.status, w.canary.break_after = (500, None) if fault == "500" else (200, -1)
+        response = await w.ask(ON_CANARY[0], stream=stream)
+        assert (response.status, response.headers["X-RLHF-Arm"]) == (200, "stable")
+        assert response.headers["X-RLHF-Fallback"] == "failure"
+        evidence = await w.pull()
+        assert counts_of(evidence, "canary").failures == 1
+        assert counts_of(evidence, "stable").requests == 0  # a stand-in is no sample of stable
+        assert len(w.stable.calls) == 1
+
+
+async def test_a_stream_cut_before_its_first_token_is_answered_for_once() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        w.canary.break_after = 0
+        response = await w.ask(ON_CANARY[0], stream=True)
+        assert response.headers["X-RLHF-Fallback"] == "failure"
+        assert answers("text/event-stream", await response.read()) == (" thank you for asking",)
+
+
+async def test_a_stream_cut_after_its_first_token_is_never_served_twice() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        w.canary.break_after = 2
+        response = await w.ask(ON_CANARY[0], stream=True)
+        body = await response.read()
+        assert response.headers["X-RLHF-Arm"] == "canary"
+        assert answers("text/event-stream", body) == (" thank you",)
+        assert b"upstream_failed" in body
+        assert b"[DONE]" not in body
+        assert w.stable.calls == []
+        assert counts_of(await w.pull(), "canary").failures == 1
+
+
+async def test_a_connection_lost_before_the_answer_is_tried_again_once_on_the_same_arm() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        w.stable.break_after = -1
+        assert (await w.ask("c")).status == 502
+        assert len(w.stable.calls) == 2
+        assert counts_of(await w.pull(), "stable").failures == 1
+
+
+async def test_a_timeout_is_not_tried_again() -> None:
+    async with world(limits=Limits(total_seconds=0.1)) as w:
+        await w.configure(**HALF)
+        w.canary.hold = asyncio.Event()
+        response = await w.ask(ON_CANARY[0])
+        assert response.status == 504
+        assert (len(w.canary.calls), len(w.stable.calls)) == (1, 0)
+        assert counts_of(await w.pull(), "canary").failures == 1
+
+
+async def test_a_user_who_leaves_is_no_failure_of_the_arm() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        w.stable.hold = asyncio.Event()
+        with pytest.raises(TimeoutError):
+            await w.client.post(
+                f"{w.url}/v1/completions", json={"prompt": "x"}, timeout=aiohttp.ClientTimeout(total=0.1)
+            )
+        await eventually(lambda: w.gateway.ledger.snapshot(0).counts)
+        row = counts_of(await w.pull(), "stable")
+        assert (row.requests, row.failures, sum(row.latency_buckets)) == (1, 0, 1)
+        assert w.gateway.state.flights.counts() == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_canary_answer_that_trips_the_filter_never_reaches_the_user(tmp_path: Path, stream: bool) -> None:
+    async with world() as w:
+        await w.configure(**HALF, fallback_on_safety_hit=True, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = "your s3cret pin"
+        response = await w.ask(ON_CANARY[0], stream=stream)
+        assert (response.headers["X-RLHF-Arm"], response.headers["X-RLHF-Fallback"]) == ("stable", "safety")
+        assert b"pin" not in await response.read()
+        row = counts_of(await w.pull(), "canary")
+        assert (row.judged, row.violations, row.harmful_served, row.violating_conversations) == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_fallback_a_tripped_answer_is_counted_as_served(tmp_path: Path, stream: bool) -> None:
+    async with world() as w:
+        await w.configure(**HALF, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = "your secret pin"
+        response = await w.ask(ON_CANARY[0], stream=stream)
+        assert response.headers["X-RLHF-Arm"] == "canary"
+        await eventually(lambda: w.gateway.ledger.snapshot(0).counts)
+        assert counts_of(await w.pull(), "canary").harmful_served == 1
+
+
+async def test_harm_in_a_stream_that_broke_off_is_seen_too(tmp_path: Path) -> None:
+    async with world() as w:
+        await w.configure(**HALF, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text, w.canary.break_after = "a secret for you", 3
+        await w.ask(ON_CANARY[0], stream=True)
+        row = counts_of(await w.pull(), "canary")
+        assert (row.failures, row.violations, row.harmful_served) == (1, 1, 1)
+
+
+async def test_where_answers_may_be_replaced_both_arms_are_buffered_alike(tmp_path: Path) -> None:
+    async with world() as w:
+        await w.configure(**HALF, fallback_on_safety_hit=True, safety_filter=secret_filter(tmp_path))
+        for policy, talk in ((w.stable, ON_STABLE[0]), (w.canary, ON_CANARY[0])):
+            policy.hold = asyncio.Event()
+            asking = asyncio.create_task(w.ask(talk, stream=True))
+            await eventually(lambda policy=policy: policy.calls)
+            done, _ = await asyncio.wait([asking], timeout=0.05)
+            assert not done  # the first token is out, and not one byte has been sent on
+            policy.hold.set()
+            assert (await asking).status == 200
+
+
+async def test_a_tripped_stand_in_is_counted_as_served_but_not_as_a_sample_of_stable(tmp_path: Path) -> None:
+    async with world() as w:
+        await w.configure(**HALF, fallback_on_safety_hit=True, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = w.stable.text = "a secret"
+        await w.ask(ON_CANARY[0])
+        row = counts_of(await w.pull(), "stable")
+        assert (row.requests, row.violations, row.harmful_served) == (0, 0, 1)
+
+
+async def test_without_a_filter_nothing_is_judged() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        await w.ask(ON_CANARY[0])
+        row = counts_of(await w.pull(), "canary")
+        assert (row.conversations, row.judged, row.judged_conversations) == (1, 0, 0)
+        assert (await w.state()).safety_filter is None
+
+
+async def test_shadow_pairs_ask_the_canary_too_and_drop_its_answer(tmp_path: Path) -> None:
+    async with world() as w:
+        await w.configure(stage=0, shadow=True, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = "a secret"
+        response = await w.ask("c")
+        assert response.headers["X-RLHF-Arm"] == "stable"
+        await eventually(lambda: len(w.gateway.ledger.snapshot(0).counts) == 2)
+        assert w.canary.calls[0]["body"] == w.stable.calls[0]["body"]
+        row = counts_of(await w.pull(), "canary", shadow=True, stage=0)
+        assert (row.conversations, row.violating_conversations, row.harmful_served) == (1, 1, 0)
+
+
+async def test_a_hanging_canary_costs_pairs_not_answers() -> None:
+    async with world(shadow_limit=2) as w:
+        await w.configure(stage=0, shadow=True)
+        w.canary.hold = asyncio.Event()
+        for number in range(5):
+            assert (await w.ask(f"c{number}")).status == 200
+        assert w.gateway.state.flights.counts() == {"rev-canary": 2}
+        w.canary.hold.set()
+        await eventually(lambda: len(w.gateway.ledger.snapshot(0).counts) == 2)
+        await eventually(lambda: not w.gateway.state.flights.counts())
+        assert counts_of(await w.pull(), "canary", shadow=True, stage=0).requests == 2
+        async with w.client.get(f"http://127.0.0.1:{w.gateway.ports['metrics']}/metrics") as response:
+            text = await response.text()
+        assert (
+            'rlhf_gateway_shadow_dropped_total{arm="shadow",revision="rev-canary",rollout="desk",stage="0"} 3.0' in text
+        )
+
+
+async def test_a_dead_canary_is_ejected_at_once_and_comes_back_by_probe() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        port = int(w.canary.url.rsplit(":", 1)[1])
+        await w.canary.die()
+        response = await w.ask(ON_CANARY[0])
+        assert (response.status, response.headers["X-RLHF-Arm"]) == (200, "stable")
+        assert (await w.state()).ejected == ("rev-canary",)
+        response = await w.ask(ON_CANARY[1])
+        assert response.headers["X-RLHF-Fallback"] == "ejected"
+        row = counts_of(await w.pull(), "canary")
+        assert row.failures + row.diverted == 2
+        async with serving(w.canary.application(), port):
+            await eventually(lambda: not w.gateway.state.health.all_ejected())
+            assert (await w.ask(ON_CANARY[2])).headers["X-RLHF-Arm"] == "canary"
+
+
+async def test_an_idle_dead_canary_is_found_by_probes() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        await w.canary.die()
+        await eventually(lambda: w.gateway.state.health.ejected("rev-canary"))
+        assert (await w.ask(ON_CANARY[0])).headers["X-RLHF-Fallback"] == "ejected"
+        row = counts_of(await w.pull(), "canary")
+        assert (row.diverted, row.requests, row.failures) == (1, 0, 0)
+
+
+async def test_stable_is_never_replaced_by_the_canary() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        await w.stable.die()
+        await eventually(lambda: w.gateway.state.health.ejected("rev-stable"))
+        assert (await w.ask(ON_STABLE[0])).status == 502
+        assert w.canary.calls == []
+
+
+async def test_records_name_no_words_and_no_conversation(capsys: pytest.CaptureFixture[str]) -> None:
+    async with world(record_share=1.0) as w:
+        await w.configure(**HALF)
+        await w.ask(ON_CANARY[0])
+        (line,) = capsys.readouterr().out.splitlines()
+        record = json.loads(line)
+        assert (record["arm"], record["served_by"], record["unit"]) == ("canary", "rev-canary", "header")
+        assert ON_CANARY[0] not in line
+        assert "thank" not in line
