@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from rlhf_operator.api.meta import (
     ApiSpec,
@@ -208,14 +207,14 @@ class Attempt(ApiStatus):
     number: int
     job_uid: str = ""
     pod_uids: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
-    started_at: datetime  # this entry was written; the Job is created after
-    queued_at: datetime | None = None  # waits for quota and nodes since; default: startedAt
-    admitted_at: datetime | None = None  # the Job was seen unsuspended
-    scheduled_at: datetime | None = None  # the first pod has a node: accelerators are held from here on
-    ready_at: datetime | None = None  # all pods were ready
-    running_at: datetime | None = None  # the first report of a training step
-    ended_at: datetime | None = None
-    failed_at: datetime | None = None  # the earliest failure of a pod; the entry ends when all pods have
+    started_at: AwareDatetime  # this entry was written; the Job is created after
+    queued_at: AwareDatetime | None = None  # waits for quota and nodes since; default: startedAt
+    admitted_at: AwareDatetime | None = None  # the Job was seen unsuspended
+    scheduled_at: AwareDatetime | None = None  # the first pod has a node: accelerators are held from here on
+    ready_at: AwareDatetime | None = None  # all pods were ready
+    running_at: AwareDatetime | None = None  # the first report of a training step
+    ended_at: AwareDatetime | None = None
+    failed_at: AwareDatetime | None = None  # the earliest failure of a pod; the entry ends when all pods have
     stopping: Annotated[str, Field(max_length=64)] | None = None  # why the operator ends it
     failure_class: Annotated[str, Field(max_length=64)] | None = None
     reason: Annotated[str, Field(max_length=128)] | None = None
@@ -245,8 +244,8 @@ class Progress(ApiStatus):
     step: int = 0
     total_steps: int = 0
     world_size: int = 0
-    last_step_at: datetime | None = None
-    reported_at: datetime  # time of the report that was written here; at most one in 30 s
+    last_step_at: AwareDatetime | None = None
+    reported_at: AwareDatetime  # time of the report that was written here; at most one in 30 s
 
 
 class ArtifactStatus(ApiStatus):
@@ -269,8 +268,8 @@ class TrainingJobStatus(ApiStatus):
     attempt: int = 0
     restarts: int = 0  # all of them; restartsCounted is held against maxRestarts
     restarts_counted: int = 0
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
+    start_time: AwareDatetime | None = None
+    completion_time: AwareDatetime | None = None
     attempts: Annotated[list[Attempt], ListMap(("number",)), Field(max_length=MAX_ATTEMPTS_KEPT)] = Field(
         default_factory=list
     )

@@ -1,0 +1,1 @@
+"""What RewardModelJob and PolicyOptimizationJob share: the life of a training job."""
