@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox import paths, processes
+from sandbox import debian, paths, processes
 from sandbox.errors import SandboxError
 from sandbox.progress import Progress
 
@@ -220,3 +220,8 @@ def from_environment(
         if not folder.is_dir():
             raise SandboxError(f"the folder of programs {folder} does not exist (--bin-dir, {BIN_DIR_VARIABLE})")
     return Binaries(cache=places.cache, progress=progress, bin_dirs=tuple(named))
+
+
+def prometheus() -> Path:
+    """A real Prometheus server for tests: the machine's, else Debian's, unpacked into the cache, not installed."""
+    return debian.prometheus(paths.from_environment(), Progress())

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sandbox import (
@@ -52,6 +52,15 @@ class Status:
 
 
 @dataclass(frozen=True)
+class _Run:
+    """What is written down of the present run. `complete`: an `up` came to its end."""
+
+    init: int | None = None
+    audit: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A single-node Kubernetes on this machine.
 
@@ -81,18 +90,19 @@ class Cluster:
 
         Does nothing, quickly, when everything runs. What an interrupted `up` left is taken away first.
         """
-        if self._is_complete(audit) and self.status().ready:
+        recorded = self._recorded()
+        if recorded.complete and (recorded.audit or not audit) and self.status().ready:
             self.progress.say(f"the sandbox is up: KUBECONFIG={self.kubeconfig}")
             return
         with _machine_lock(self.progress):
-            if namespaces.find(self.places) is not None and not self._is_complete(audit):
-                self._down()
-            if namespaces.find(self.places) is None:
-                preflight.check(self.places)
-                self._prepare()
-                self._fresh_start(audit)
-            self._start_components(audit)
-            self._record(audit)
+            recorded = self._recorded()
+            if not recorded.complete:
+                self._clean_start(audit)
+            elif audit and not recorded.audit:
+                self._record(audit=True, complete=True)
+                self._components(self.init).restart("kube-apiserver")
+            self._start_components()
+            self._record(audit=audit or recorded.audit, complete=True)
         self.progress.say(f"the sandbox is up: KUBECONFIG={self.kubeconfig}")
 
     def down(self) -> None:
@@ -158,6 +168,14 @@ class Cluster:
             raise SandboxError("the sandbox is not up: start it with `python -m sandbox up`")
         return init
 
+    def _clean_start(self, audit: bool) -> None:
+        """From whatever an interrupted run left to namespaces, network and control groups."""
+        if namespaces.find(self.places) is not None:
+            self._down()
+        preflight.check(self.places)
+        self._prepare()
+        self._make_room(audit)
+
     def _prepare(self) -> None:
         """Everything that is made once per machine. The base image is mostly waiting, beside the Go builds."""
         debian.install(debian.missing(), self.progress)
@@ -166,7 +184,7 @@ class Cluster:
             self.binaries.prepare([*components.BUILT, "kubectl", "helm", "pause", "buildctl"])
             base.result()
 
-    def _fresh_start(self, audit: bool) -> None:
+    def _make_room(self, audit: bool) -> None:
         for folder in _FRESH:
             shutil.rmtree(self.places.cluster / folder, ignore_errors=True)
         self.places.logs.mkdir(parents=True)
@@ -181,11 +199,11 @@ class Cluster:
         init = namespaces.create(self.places, self.binaries.command("pause")[0])
         network.join(init)
         self.progress.say("namespaces, network and control groups are there")
-        self._record(audit, complete=False)
+        self._record(audit=audit, complete=False)
 
-    def _start_components(self, audit: bool) -> None:
+    def _start_components(self) -> None:
         init = self.init
-        daemons, images = self._components(init, audit), self._images(init)
+        daemons, images = self._components(init), self._images(init)
         daemons.start("etcd", "containerd", "kube-apiserver")
         self._wait("kube-apiserver", self._reader.is_ready, daemons)
         # Not before: they read RBAC-guarded objects once, at their start.
@@ -216,9 +234,8 @@ class Cluster:
         if left := leftovers.find(self.places):
             raise SandboxError("something of the sandbox is left:\n" + "\n".join(f"  - {one}" for one in left))
 
-    def _components(self, init: int, audit: bool | None = None) -> Components:
-        audited = self._recorded().get("audit", False) if audit is None else audit
-        return Components(self.places, self.binaries, init, audited=bool(audited))
+    def _components(self, init: int) -> Components:
+        return Components(self.places, self.binaries, init, audited=self._recorded().audit)
 
     def _images(self, init: int) -> Images:
         return Images(self.places, self.binaries, init, self.progress)
@@ -231,22 +248,17 @@ class Cluster:
     def _settings(self) -> Path:
         return self.places.cluster / "running.json"
 
-    def _recorded(self) -> dict[str, object]:
+    def _recorded(self) -> _Run:
         try:
-            settings: dict[str, object] = json.loads(self._settings.read_text())
-        except (OSError, ValueError):
-            return {}
-        return settings
+            run = _Run(**json.loads(self._settings.read_text()))
+        except (OSError, ValueError, TypeError):
+            return _Run()
+        # Of another run, which was ended by other means than `down`: as good as none.
+        return run if run.init == namespaces.find(self.places) else _Run()
 
-    def _record(self, audit: bool, *, complete: bool = True) -> None:
-        content = {"init": namespaces.find(self.places), "audit": audit, "complete": complete}
-        self._settings.write_text(json.dumps(content))
-
-    def _is_complete(self, audit: bool) -> bool:
-        """Whether an `up` came to its end, and with no less than is asked for now."""
-        recorded, init = self._recorded(), namespaces.find(self.places)
-        serves = bool(recorded.get("audit")) or not audit
-        return init is not None and recorded.get("init") == init and bool(recorded.get("complete")) and serves
+    def _record(self, *, audit: bool, complete: bool) -> None:
+        run = _Run(init=namespaces.find(self.places), audit=audit, complete=complete)
+        self._settings.write_text(json.dumps(asdict(run)))
 
 
 @contextlib.contextmanager
