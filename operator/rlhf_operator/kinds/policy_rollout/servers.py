@@ -1,0 +1,147 @@
+"""The policy servers: one Deployment and one Service per revision, whatever its role.
+
+Roles exist in the gateway's configuration alone. So a promotion changes no selector, relabels no pod and loads no
+model a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_gateway.wire import SERVE_PORT, Backend
+from rlhf_operator.api.labels import (
+    COMPONENT,
+    FIELD_MANAGER,
+    MANAGED_BY,
+    OWNER_KIND,
+    OWNER_NAME,
+    OWNER_UID,
+    REVISION,
+)
+from rlhf_operator.api.policy_rollout import Revision
+from rlhf_operator.kinds.base import DEPLOYMENT, SERVICE
+from rlhf_operator.kinds.policy_rollout.observe import POLICY_SERVER, View
+from rlhf_operator.kinds.training.merge import merge
+from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
+
+GRACE_SECONDS = 60  # for answers in flight, streams too
+STARTUP_SECONDS = 1800  # a large model loads for long; a crash is seen by itself
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "runAsGroup": 65532,
+    "fsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def deployment(view: View, revision: Revision, replicas: int) -> dict[str, Any]:
+    labels = pod_labels(view, POLICY_SERVER, revision.revision)
+    template = {"metadata": {"labels": labels}, "spec": _pod_spec(view, revision)}
+    return {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.kind,
+        "metadata": {
+            "name": revision.revision,
+            "namespace": view.namespace,
+            "labels": {COMPONENT: POLICY_SERVER, REVISION: revision.revision},
+            "annotations": {"rlhf.dev/digest": revision.digest},
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": selector(view, POLICY_SERVER, revision.revision)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": _with_labels(merge(template, view.spec.serving.pod_template), labels),
+        },
+    }
+
+
+def service(view: View, revision: Revision) -> dict[str, Any]:
+    return {
+        "apiVersion": SERVICE.api_version,
+        "kind": SERVICE.kind,
+        "metadata": {
+            "name": revision.revision,
+            "namespace": view.namespace,
+            "labels": {COMPONENT: POLICY_SERVER, REVISION: revision.revision},
+        },
+        "spec": {
+            "selector": selector(view, POLICY_SERVER, revision.revision),
+            "ports": [{"name": "http", "port": SERVE_PORT, "targetPort": SERVE_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def backend(view: View, revision: Revision) -> Backend:
+    host = f"{revision.revision}.{view.namespace}.svc"
+    return Backend(revision=revision.revision, digest=revision.digest, url=f"http://{host}:{SERVE_PORT}")
+
+
+def pod_labels(view: View, component: str, revision: str | None = None) -> dict[str, str]:
+    """Of pods: by them the operator sees the pods of its children, which are not its own children."""
+    labels = {
+        MANAGED_BY: FIELD_MANAGER,
+        OWNER_KIND: "PolicyRollout",
+        OWNER_NAME: view.name,
+        OWNER_UID: view.uid,
+        COMPONENT: component,
+    }
+    return {**labels, REVISION: revision} if revision is not None else labels
+
+
+def selector(view: View, component: str, revision: str | None = None) -> dict[str, str]:
+    labels = {OWNER_NAME: view.name, COMPONENT: component}
+    return {**labels, REVISION: revision} if revision is not None else labels
+
+
+def _pod_spec(view: View, revision: Revision) -> dict[str, Any]:
+    volume = Volume.parse(revision.uri)
+    resources = view.spec.serving.resources.model_dump(mode="json", exclude_defaults=True)
+    container: dict[str, Any] = {
+        "name": POLICY_SERVER,
+        "image": revision.image,
+        "imagePullPolicy": view.observed.settings.image_pull_policy,
+        "command": ["python", "-m", "rlhf_trainer.serve"],
+        "args": ["--model", volume.at(IN_ROOT), "--served-name", view.name, "--digest", revision.digest],
+        "ports": [{"name": "http", "containerPort": SERVE_PORT, "protocol": "TCP"}],
+        "startupProbe": _probe(period=1, failures=STARTUP_SECONDS),
+        "readinessProbe": _probe(period=1, failures=2),
+        "livenessProbe": _probe(period=10, failures=6),
+        "securityContext": RESTRICTED,
+        "volumeMounts": [
+            {"name": "model", "mountPath": f"{IN_ROOT}/{volume.claim}", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    if resources:
+        container["resources"] = resources
+    return {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": POD_SECURITY,
+        "containers": [container],
+        "volumes": [
+            {"name": "model", "persistentVolumeClaim": {"claimName": volume.claim, "readOnly": True}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _probe(period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/health", "port": SERVE_PORT},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _with_labels(template: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    """A podTemplate may add labels, but the ones by which pods are found stay."""
+    return merge(dict(template), {"metadata": {"labels": labels}})  # type: ignore[no-any-return]  # JSON in, JSON out
