@@ -32,3 +32,16 @@ def _counter_files(root: Path, membership: Path) -> list[Path]:
     v2 = [root / own[""] / "memory.events"] if "" in own else []
     v1 = [root / "memory" / own["memory"] / "memory.oom_control"] if "memory" in own else []
     return [*v2, *v1, root / "memory.events", root / "memory" / "memory.oom_control"]
+
+
+def memory_limit(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int | None:
+    """Bytes of memory this container may use; None where there is no limit."""
+    for counter in _counter_files(root, membership):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = (counter.parent / name).read_text().strip()
+            except OSError:
+                continue
+            # v1 writes "no limit" as the largest page-aligned number.
+            return int(text) if text.isdigit() and int(text) < 2**60 else None
+    return None

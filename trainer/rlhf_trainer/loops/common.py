@@ -146,6 +146,19 @@ class Session:
             raise Preempted(f"SIGTERM after step {done}; the checkpoint of this step is published")
         self._step_began = time.monotonic()
 
+    def first_on_main(self, check: Callable[[], None]) -> None:
+        """Runs ``check`` on rank 0 while the others wait; what it raises as Invalid is raised on every rank."""
+        message: tuple[str, str] | None = None
+        if self.world.is_main:
+            try:
+                check()
+            except Invalid as invalid:
+                message = (invalid.message, invalid.reason)
+        message = self.world.broadcast(message)
+        if message is not None:
+            raise Invalid(*message)
+        self.pulse()
+
     def begin_evaluation(self) -> None:
         self.board.phase(ReportPhase.EVALUATING)
         self.pulse()

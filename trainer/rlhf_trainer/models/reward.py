@@ -1,0 +1,191 @@
+"""Reward models: scalar heads on causal language models, K of them, and the calibrated scorer that others load.
+
+On disk: ``members/<k>/`` are ordinary Hugging Face sequence-classification folders (one label, tokenizer included),
+``calibration.json`` says how their raw scores become one reward, ``manifest.json`` where everything came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_trainer.data.encoding import Encoder, pad_right
+from rlhf_trainer.exits import Invalid
+from rlhf_trainer.randomness import Stream, torch_generator
+
+# The formatting recipe of ``Encoder``: scoring text laid out in another way would silently give other rewards.
+FORMATTING = "prompt+response+eos/v1"
+CALIBRATION_FILE = "calibration.json"
+
+
+class RewardMember(nn.Module):
+    """One backbone and its head. Scores come from the last real token, found by length, never by pad id."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_base(cls, path: Path, pad_id: int, generator: torch.Generator) -> RewardMember:
+        """A causal LM's backbone with a fresh head of std 1/sqrt(h+1) (Stiennon et al. 2020). Dropout is off:
+        noise in the scores of a pair is noise in its label."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, pad_token_id=pad_id, dtype=torch.float32
+        )
+        head = _head(model, path)
+        with torch.no_grad():
+            head.weight.normal_(0.0, 1.0 / math.sqrt(head.in_features + 1), generator=generator)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return cls(model)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Right-padded ids [B, T] and lengths [B] → float32 scores [B]."""
+        mask = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+        hidden = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        scores: Tensor = self.model.score(last).float()[:, 0]
+        return scores
+
+
+class RewardEnsemble(nn.Module):
+    """K members in one module, so one engine trains them all: K times the memory of one, sharded by ZeRO.
+
+    They share no parameter; a loss that sums over members trains each on its own rows.
+    """
+
+    def __init__(self, members: Sequence[RewardMember]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @classmethod
+    def from_base(cls, path: Path, count: int, pad_id: int, seed: int) -> RewardEnsemble:
+        generators = [torch_generator(seed, Stream.INITIALISATION, step=index) for index in range(count)]
+        return cls([RewardMember.from_base(path, pad_id, generator) for generator in generators])
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """ids [K, B, T] and lengths [K, B], one batch per member → scores [K, B]."""
+        pairs = zip(self.members, ids, lengths, strict=True)
+        return torch.stack([member(rows, row_lengths) for member, rows, row_lengths in pairs])
+
+
+@dataclass(frozen=True)
+class RewardCalibration:
+    """reward = mean over members of (raw - offset) / temperature: calibrated log-odds around a reference of zero."""
+
+    temperature: float
+    offsets: tuple[float, ...]
+    disagreement: float  # 95th percentile of the members' spread on the reference set
+
+    def apply(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """raw [K, B] → mean [B] and standard deviation over members [B] (zero for one member)."""
+        offsets = torch.tensor(self.offsets, dtype=torch.float32, device=raw.device)
+        scaled = (raw.float() - offsets[:, None]) / self.temperature
+        return scaled.mean(dim=0), scaled.std(dim=0, unbiased=False)
+
+
+class RewardScorer:
+    """A loaded reward model: texts in, rewards out."""
+
+    def __init__(self, ensemble: RewardEnsemble, encoder: Encoder, calibration: RewardCalibration) -> None:
+        self.ensemble = ensemble.eval().requires_grad_(False)
+        self.encoder = encoder
+        self.calibration = calibration
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 256
+    ) -> tuple[Tensor, Tensor]:
+        """Reward and ensemble disagreement of each finished response: two float32 tensors [B] on the CPU."""
+        rows = [self.encoder.pair(*texts) for texts in zip(prompts, responses, strict=True)]
+        return self.score_ids(rows, batch_size)
+
+    @torch.no_grad()
+    def score_ids(self, rows: Sequence[Sequence[int]], batch_size: int = 256) -> tuple[Tensor, Tensor]:
+        """As calling with texts, for token ids of prompt, response and end of sequence."""
+        device = next(self.ensemble.parameters()).device
+        parts = []
+        for start in range(0, len(rows), batch_size):
+            ids, lengths = to_batch(rows[start : start + batch_size], self.encoder.pad_id)
+            count = len(self.ensemble.members)
+            parts.append(self.ensemble(*(each.to(device).expand(count, *each.shape) for each in (ids, lengths))))
+        mean, spread = self.calibration.apply(torch.cat(parts, dim=1))
+        return mean.cpu(), spread.cpu()
+
+
+def to_batch(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids [B, T] and lengths [B]."""
+    ids, mask = pad_right(rows, pad_id)
+    return ids, mask.sum(dim=1)
+
+
+def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> RewardScorer:
+    """The scorer of the artifact at ``path``. Raises Invalid where it is not one this version can score with."""
+    root = Path(path)
+    calibration = _read_calibration(root / CALIBRATION_FILE)
+    folders = [root / "members" / str(index) for index in range(len(calibration.offsets))]
+    missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
+    if missing:
+        raise Invalid(f"{root}: not a complete reward model, missing {', '.join(missing)}", "DigestMismatch")
+    encoder = Encoder(AutoTokenizer.from_pretrained(folders[0]))
+    models = [AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32) for folder in folders]
+    ensemble = RewardEnsemble([RewardMember(model) for model in models]).to(device)
+    return RewardScorer(ensemble, encoder, calibration)
+
+
+def save_reward_model(
+    folder: Path,
+    ensemble: RewardEnsemble,
+    weights: Mapping[str, Tensor],
+    encoder: Encoder,
+    calibration: RewardCalibration,
+) -> None:
+    """Writes members and calibration; ``weights`` is the engine's consolidated state dict of the ensemble."""
+    for index, member in enumerate(ensemble.members):
+        prefix = f"members.{index}.model."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        target = folder / "members" / str(index)
+        model: Any = member.model
+        model.save_pretrained(target, state_dict=own)
+        encoder.tokenizer.save_pretrained(target)
+    document = {
+        "formatting": FORMATTING,
+        "temperature": calibration.temperature,
+        "offsets": list(calibration.offsets),
+        "disagreement": calibration.disagreement,
+    }
+    (folder / CALIBRATION_FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _read_calibration(path: Path) -> RewardCalibration:
+    try:
+        document = json.loads(path.read_text())
+        calibration = RewardCalibration(
+            float(document["temperature"]), tuple(map(float, document["offsets"])), float(document["disagreement"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Invalid(
+            f"{path}: not the calibration of a reward model ({error}); give a RewardModelJob's artifact"
+        ) from error
+    if document.get("formatting") != FORMATTING:
+        raise Invalid(f"{path}: formatting {document.get('formatting')!r}, this trainer scores {FORMATTING!r}")
+    return calibration
+
+
+def _head(model: Any, path: Path) -> nn.Linear:
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear):
+        raise Invalid(
+            f"{path}: {type(model).__name__} has no linear 'score' head; use a decoder-only model "
+            "(Llama, Qwen, Mistral, GPT-2, GPT-NeoX, ...)"
+        )
+    return head
