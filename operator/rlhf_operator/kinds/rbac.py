@@ -41,7 +41,7 @@ def operator_rules(kinds: Sequence[KindSpec]) -> list[Rule]:
 def operator_cluster_rules() -> list[Rule]:
     """What the operator reads outside of namespaces: whether Decisions are bound to their authors."""
     resources = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"]
-    return [{**_rule("admissionregistration.k8s.io", resources, ("get",)), "resourceNames": [POLICY_NAME]}]
+    return [{**_rule("admissionregistration.k8s.io", resources, READ), "resourceNames": [POLICY_NAME]}]
 
 
 def lease_rules() -> list[Rule]:
