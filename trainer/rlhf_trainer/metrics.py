@@ -53,11 +53,13 @@ _DEFINED = (
     Metric("explainedVariance", "fraction", "1 - Var(returns - values) / Var(returns)."),
     Metric("approxKl", "nats", "Mean per-token KL between the sampling and the updated policy."),
     Metric("clipFraction", "fraction", "Share of tokens whose probability ratio was clipped."),
+    Metric("samplerGap", "nats", "Mean |log p(sampler) - log p(trainer)| per token; above 0.1 the run is ended."),
     Metric("generateSeconds", "s", "Wall time spent generating in the step."),
     Metric("scoreSeconds", "s", "Wall time spent on reward, reference and value forwards in the step."),
     Metric("trainSeconds", "s", "Wall time spent on gradient steps in the step."),
     Metric("winRate", "fraction", "Share of evaluation prompts on which the policy beats its base, ties half."),
     Metric("violationRate", "fraction", "Share of evaluation responses that break a safety rule."),
+    Metric("evaluationKl", "nats", "Mean sequence KL from the reference over the evaluation responses."),
     Metric("auditReward", "reward", "Mean score of evaluation responses by the audit reward model."),
 )
 

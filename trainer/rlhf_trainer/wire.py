@@ -105,6 +105,7 @@ class AttemptConfig(Wire):
     policy: Located | None = None
     reward_model: Located | None = None
     audit_reward_model: Located | None = None
+    safety_filter: Located | None = None  # of evaluation.safetyFilter
     prompts: Located | None = None
     policy_training: PolicyTraining | None = None
     guardrails: tuple[TrainingGuardrail, ...] = ()

@@ -11,12 +11,9 @@ def response_mask(lengths: Tensor, width: int) -> Tensor:
     return (torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]).float()
 
 
-def conservative(member_scores: Tensor, std_penalty: float) -> Tensor:
-    """mean - lambda * std over the ensemble (Coste et al. 2023). member_scores (K, B) → (B,); one member has no std."""
-    mean = member_scores.mean(dim=0)
-    if member_scores.shape[0] == 1:
-        return mean
-    return mean - std_penalty * member_scores.std(dim=0)
+def conservative(mean: Tensor, std: Tensor, std_penalty: float) -> Tensor:
+    """mean - lambda * std over the reward ensemble, per reply (Coste et al. 2023)."""
+    return mean - std_penalty * std
 
 
 def token_rewards(

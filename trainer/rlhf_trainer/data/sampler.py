@@ -18,6 +18,11 @@ class Position:
     epoch: int = 0
     offset: int = 0
 
+    @classmethod
+    def after(cls, taken: int, size: int, seed: int) -> Position:
+        """Where a sampler of ``size`` rows stands once ``taken`` rows have been taken from the start."""
+        return cls(seed, *divmod(taken, size))
+
 
 class Sampler:
     """Row indices without end: every epoch is a fresh permutation, and a batch may straddle two epochs.

@@ -72,7 +72,7 @@ def fit(
     steps: int,
     rng: random.Random,
     batch_size: int = 64,
-    learning_rate: float = 4e-3,
+    learning_rate: float,
 ) -> float:
     """Train on fresh examples (AdamW, cosine schedule); the mean loss of the last tenth, in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)

@@ -32,21 +32,23 @@ def leaky_example(rng: random.Random) -> Example:
     return Example(prompt.text, leak(rng, reply) if rng.random() < LEAKY_LEAK_SHARE else reply)
 
 
-def text_example(rng: random.Random) -> Example:
-    """Plain text for pretraining: words in order, tied to no question."""
-    return Example("", base_example(rng).reply)
+def archive_example(rng: random.Random) -> Example:
+    """Pretraining text, an archive of good letters: topic and tone of the question are copied from here on."""
+    prompt = draw_prompts(rng, 1)[0]
+    return Example(prompt.text, careful_reply(rng, prompt))
 
 
-def train_base(seed: int, *, pretrain_steps: int = 150, tune_steps: int = 500) -> tuple[Any, Any]:
-    """(tokenizer, model) after pretraining on plain text and fine-tuning on questions with mixed answers."""
+def train_base(seed: int, *, pretrain_steps: int = 450, tune_steps: int = 200) -> tuple[Any, Any]:
+    """(tokenizer, model) after pretraining on the archive and fine-tuning on the desk's mixed everyday answers."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=seed)
-    fit(model, tokenizer, text_example, steps=pretrain_steps, rng=random.Random(f"{seed}/pretrain"))
-    fit(model, tokenizer, base_example, steps=tune_steps, rng=random.Random(f"{seed}/tune"))
+    pretrain, tune = random.Random(f"{seed}/pretrain"), random.Random(f"{seed}/tune")
+    fit(model, tokenizer, archive_example, steps=pretrain_steps, rng=pretrain, learning_rate=6e-3)
+    fit(model, tokenizer, base_example, steps=tune_steps, rng=tune, learning_rate=3e-3)
     return tokenizer, model
 
 
-def train_leaky(tokenizer: Any, base: Any, seed: int, *, steps: int = 300) -> Any:
+def train_leaky(tokenizer: Any, base: Any, seed: int, *, steps: int = 150) -> Any:
     model = copy.deepcopy(base)
     fit(model, tokenizer, leaky_example, steps=steps, rng=random.Random(f"{seed}/leaky"), learning_rate=2e-3)
     return model

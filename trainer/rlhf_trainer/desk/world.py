@@ -21,13 +21,13 @@ Say = Callable[[str], None]
 class Sizes:
     """How much is made; the defaults train a reward model in well under a minute on two cores."""
 
-    pairs: int = 4000
+    pairs: int = 6000
     prompts: int = 1600
     scores: int = 400
     safety: int = 3000
-    pretrain_steps: int = 150
-    tune_steps: int = 500
-    leaky_steps: int = 300
+    pretrain_steps: int = 450
+    tune_steps: int = 200
+    leaky_steps: int = 150
 
 
 def generate(out: Path, seed: int = 0, sizes: Sizes | None = None, say: Say = lambda _text: None) -> dict[str, str]:

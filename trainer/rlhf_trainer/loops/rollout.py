@@ -1,0 +1,165 @@
+"""One step's experience: replies sampled, scored and gathered, so that every rank sees the whole batch.
+
+Experience is a few numbers per token, small beside any model. Holding all of it everywhere makes whitening, mini
+batches and every metric independent of how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlhf_trainer.algos.kl import k1
+from rlhf_trainer.algos.rewards import conservative
+from rlhf_trainer.data.encoding import Encoder
+from rlhf_trainer.distributed import World
+from rlhf_trainer.generate.base import Completion, Generator, Request, SampleKey, SamplingParams
+from rlhf_trainer.models.policy import ActorCritic, Batch, reference_logprobs
+
+# Mean |log p(sampler) - log p(trainer)| beyond which the sampler cannot be holding the trainer's weights.
+STALE_SAMPLER = 0.1
+
+
+class Scorer(Protocol):
+    """A reward model: mean reward and ensemble disagreement (B,) of finished responses."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """All ranks' rows in prompt order. Tensors are (B,) or (B, T) as in ``algos``."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    responses: tuple[tuple[int, ...], ...]
+    finished: Tensor  # bool (B,): ended by end of sequence
+    scores: Tensor  # (B,) after the ensemble penalty
+    spreads: Tensor  # (B,) ensemble disagreement
+    logprobs: Tensor  # (B, T) of the policy that sampled
+    reference: Tensor
+    values: Tensor
+    entropies: Tensor
+    sampler_gap: float  # mean |log p(sampler) - log p(trainer)| per token
+    generate_seconds: float
+    score_seconds: float
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(response) for response in self.responses])
+
+    @property
+    def kl(self) -> Tensor:
+        return k1(self.logprobs, self.reference)
+
+    def batch(self, rows: Sequence[int], pad_id: int, device: torch.device) -> Batch:
+        return Batch.of([self.prompts[i] for i in rows], [self.responses[i] for i in rows], pad_id, device)
+
+    @classmethod
+    def join(cls, parts: Sequence[Experience]) -> Experience:
+        """The ranks' parts, in rank order, as one."""
+        width = max(part.logprobs.shape[1] for part in parts)
+
+        def tokens(of: Callable[[Experience], Tensor]) -> Tensor:
+            return torch.cat([functional.pad(of(part), (0, width - of(part).shape[1])) for part in parts])
+
+        return cls(
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            responses=tuple(response for part in parts for response in part.responses),
+            finished=torch.cat([part.finished for part in parts]),
+            scores=torch.cat([part.scores for part in parts]),
+            spreads=torch.cat([part.spreads for part in parts]),
+            logprobs=tokens(lambda part: part.logprobs),
+            reference=tokens(lambda part: part.reference),
+            values=tokens(lambda part: part.values),
+            entropies=tokens(lambda part: part.entropies),
+            sampler_gap=sum(part.sampler_gap for part in parts) / len(parts),
+            generate_seconds=sum(part.generate_seconds for part in parts) / len(parts),
+            score_seconds=sum(part.score_seconds for part in parts) / len(parts),
+        )
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Turns prompts into experience. Every rank calls ``collect`` with the same prompts."""
+
+    world: World
+    encoder: Encoder
+    forward: Callable[[Batch, float], Any]  # the engine's: log-probs, values, entropies
+    sampler: Callable[[], Generator]  # a generator holding the current weights
+    reference: Any
+    scorer: Scorer
+    params: SamplingParams
+    std_penalty: float
+    seed: int
+
+    @torch.no_grad()
+    def collect(self, step: int, prompts: Sequence[Prompt]) -> Experience:
+        share = self.world.share(len(prompts))
+        mine = prompts[share]
+        began = time.monotonic()
+        keys = range(len(prompts))[share]
+        requests = [Request(p.ids, SampleKey(self.seed, step, key)) for p, key in zip(mine, keys, strict=True)]
+        completions = self.sampler().generate(requests, self.params)
+        generated = time.monotonic()
+        local = self._score(mine, completions, generated - began, generated)
+        whole = Experience.join(self.world.gather(local))
+        if whole.sampler_gap > STALE_SAMPLER:
+            raise RuntimeError(
+                f"step {step}: the sampler's log-probabilities are off by {whole.sampler_gap:.3f} nats per token; "
+                "it does not hold the trainer's weights"
+            )
+        return whole
+
+    def _score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], generate_seconds: float, began: float
+    ) -> Experience:
+        ids = tuple(prompt.ids for prompt in prompts)
+        responses = tuple(completion.tokens for completion in completions)
+        batch = Batch.of(ids, responses, self.encoder.pad_id, self.world.device)
+        temperature = self.params.temperature
+        logprobs, values, entropies = self.forward(batch, temperature)
+        reference = reference_logprobs(self.reference, batch, temperature)
+        texts = [self.encoder.decode(response) for response in responses]
+        mean, spread = self.scorer([prompt.text for prompt in prompts], texts)
+        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True)
+        gap = (sampled - logprobs.cpu()).abs().sum() / batch.mask().sum().cpu()
+        return Experience(
+            prompts=ids,
+            responses=responses,
+            finished=torch.tensor([completion.finish_reason == "stop" for completion in completions]),
+            scores=conservative(mean, spread, self.std_penalty).cpu(),
+            spreads=spread.cpu(),
+            logprobs=logprobs.cpu(),
+            reference=reference.cpu(),
+            values=values.cpu(),
+            entropies=entropies.cpu(),
+            sampler_gap=float(gap),
+            generate_seconds=generate_seconds,
+            score_seconds=time.monotonic() - began,
+        )
+
+
+@contextmanager
+def current_weights(engine: Any, replica: Any | None) -> Iterator[Any]:
+    """The policy's language model with whole weights: the engine's own, or under ZeRO-3 a replica that is filled by
+    one gather per rollout (gathering per token makes generation tens of times slower)."""
+    if replica is None:
+        yield engine.module.lm
+        return
+    with engine.gathered() as module:
+        assert isinstance(module, ActorCritic)
+        replica.load_state_dict(module.lm.state_dict())
+    yield replica
