@@ -48,8 +48,8 @@ class Ensemble(Spec):
 class RewardModelTraining(Spec):
     """Bradley-Terry training of a scalar reward model on preference pairs."""
 
-    epochs: Annotated[int, Field(ge=1, le=100)] = 2
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.001
+    epochs: Annotated[int, Field(ge=1, le=100)] = Field(2, description="Passes over the training pairs.")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.001, description="Peak learning rate of AdamW.")
     global_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64, description="Pairs per optimiser step over all ranks; must be divisible by the world size."
     )
@@ -57,7 +57,7 @@ class RewardModelTraining(Spec):
         64,
         description="Tokens of prompt plus response; longer pairs are dropped and counted, never truncated.",
     )
-    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="Decoupled weight decay of AdamW.")
     centering: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         0.01,
         description="Coefficient of the squared reward sum that keeps scores centred (Eisenstein et al. 2023).",
@@ -66,9 +66,13 @@ class RewardModelTraining(Spec):
         0.2, description="Share of prompts (not rows) held out for validation and calibration."
     )
     ensemble: Ensemble = Ensemble()
-    calibration: Calibration = Calibration.TEMPERATURE
+    calibration: Calibration = Field(
+        Calibration.TEMPERATURE, description="temperature: one scale fitted on held-out pairs; none: raw scores."
+    )
     deepspeed: DeepSpeed = DeepSpeed()
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, description="Of all randomness; the same seed, world size and inputs give the same artifact."
+    )
 
 
 class KLController(StrEnum):
@@ -79,9 +83,11 @@ class KLController(StrEnum):
 class KL(Spec):
     """The penalty that keeps the policy near the reference; it is part of the per-token reward (k1 estimator)."""
 
-    placement: Literal["reward"] = "reward"
-    coefficient: Annotated[float, Field(ge=0.0, le=100.0)] = 0.05
-    controller: KLController = KLController.ADAPTIVE
+    placement: Literal["reward"] = Field("reward", description="reward: subtracted from the reward of each token.")
+    coefficient: Annotated[float, Field(ge=0.0, le=100.0)] = Field(0.05, description="Initial weight of the penalty.")
+    controller: KLController = Field(
+        KLController.ADAPTIVE, description="adaptive: the coefficient follows target; fixed: it stays."
+    )
     target: Annotated[float, Field(gt=0.0, le=1000.0)] = Field(
         6.0, description="Sequence KL in nats the controller aims at."
     )
@@ -91,23 +97,29 @@ class KL(Spec):
 
 
 class Generation(Spec):
-    max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = 20
-    temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """How responses are sampled during training."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(20, description="Tokens of a response at most.")
+    temperature: Annotated[float, Field(gt=0.0, le=10.0)] = Field(1.0, description="Of the softmax over next tokens.")
 
 
 class PPO(Spec):
     """Schulman et al. 2017, with the details of Huang et al. 2022/2024."""
 
-    clip: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-    value_clip: Annotated[float, Field(gt=0.0, le=10.0)] = 0.2
-    value_coefficient: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
-    gamma: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
+    clip: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.2, description="Clip range of the probability ratio.")
+    value_clip: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.2, description="Clip range of value predictions.")
+    value_coefficient: Annotated[float, Field(ge=0.0, le=10.0)] = Field(0.1, description="Weight of the value loss.")
+    gamma: Annotated[float, Field(ge=0.0, le=1.0)] = Field(1.0, description="Discount per token.")
+    gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.95, description="lambda of generalised advantage estimation."
+    )
     epochs: Annotated[int, Field(ge=1, le=64)] = Field(2, description="Passes over each batch of rollouts.")
-    mini_batches: Annotated[int, Field(ge=1, le=1024)] = 2
+    mini_batches: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Optimiser steps per pass.")
 
 
 class Algorithm(StrEnum):
+    """PPO: proximal policy optimisation with a value head."""
+
     PPO = "PPO"
 
 
@@ -115,14 +127,20 @@ class PolicyTraining(Spec):
     """Reinforcement learning of a policy against a reward model."""
 
     algorithm: Algorithm = Algorithm.PPO
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 120
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.001
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        120, description="Training steps: generate, score, optimise."
+    )
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.001, description="Peak learning rate of AdamW.")
     prompts_per_step: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64,
         description="Prompts, one rollout each, per step over all ranks; divisible by world size x ppo.miniBatches.",
     )
-    max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576)] = 16
-    missing_eos_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
+        16, description="Tokens of a prompt at most; longer ones are dropped and counted."
+    )
+    missing_eos_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
+        1.0, description="Subtracted from the reward of a response that does not end by itself."
+    )
     reward_std_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = Field(
         0.5, description="lambda in mean - lambda*std over the reward ensemble (Coste et al. 2023)."
     )
@@ -130,15 +148,21 @@ class PolicyTraining(Spec):
     generation: Generation = Generation()
     ppo: PPO = PPO()
     deepspeed: DeepSpeed = DeepSpeed()
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, description="Of all randomness; the same seed, world size and inputs give the same artifact."
+    )
 
 
 class Checkpoints(Spec):
-    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 50
+    """Complete training states; a restarted attempt goes on from the newest one that verifies."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(50, description="Steps between two checkpoints.")
     keep_last: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Verified checkpoints kept per run.")
 
 
 class GuardrailMetric(StrEnum):
+    """What is watched, as a mean over a step."""
+
     KL = "kl"
     REWARD = "reward"
     RESPONSE_LENGTH = "responseLength"
@@ -157,8 +181,8 @@ class TrainingGuardrail(Spec):
     """Judged in the trainer at every step, so nothing between two polls is missed."""
 
     metric: GuardrailMetric
-    above: float | None = None
-    below: float | None = None
+    above: float | None = Field(None, description="Breached above this.")
+    below: float | None = Field(None, description="Breached below this.")
     for_steps: Annotated[int, Field(ge=1, le=100_000)] = Field(
         5, description="Consecutive steps before the action (hysteresis)."
     )
@@ -166,13 +190,17 @@ class TrainingGuardrail(Spec):
 
 
 PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
+PinnedUri = Annotated[str, Field(pattern=PVC_URI, max_length=512, description="pvc://<claim>/<path>")]
+PinnedDigest = Annotated[
+    str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>")
+]
 
 
 class HumanScores(Spec):
     """Trusted scalar scores of single responses: the check that careless labels cannot pass."""
 
-    uri: Annotated[str, Field(pattern=PVC_URI, max_length=512)]
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+    uri: PinnedUri
+    digest: PinnedDigest
     min_correlation: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         0.6, description="Lower confidence bound of the Spearman correlation must reach this."
     )
@@ -191,8 +219,8 @@ class RewardModelValidation(Spec):
 class SafetyFilterSource(Spec):
     """A trained safety filter, one file; the digest is its fileDigest."""
 
-    uri: Annotated[str, Field(pattern=PVC_URI, max_length=512)]
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+    uri: PinnedUri
+    digest: PinnedDigest
 
 
 class Evaluation(Spec):

@@ -86,7 +86,7 @@ def custom_resource_definition(definition: ResourceDefinition) -> dict[str, Any]
         "served": True,
         "storage": True,
         "schema": {"openAPIV3Schema": schema},
-        "additionalPrinterColumns": [_column(column) for column in (*definition.printer_columns, AGE)],
+        "additionalPrinterColumns": [_column(column) for column in _columns(definition)],
     }
     if "status" in schema["properties"]:
         version["subresources"] = {"status": {}}
@@ -129,6 +129,12 @@ def root_schema(definition: ResourceDefinition) -> Schema:
 
 def _unique(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rule for number, rule in enumerate(rules) if rule["rule"] not in {r["rule"] for r in rules[:number]}]
+
+
+def _columns(definition: ResourceDefinition) -> list[Column]:
+    """Age, as everywhere in kubectl, and last unless the kind puts it elsewhere."""
+    columns = list(definition.printer_columns)
+    return columns if any(column.name == AGE.name for column in columns) else [*columns, AGE]
 
 
 def _column(column: Column) -> dict[str, Any]:

@@ -24,6 +24,8 @@ BY_IS_THE_USER = "object.spec.by == request.userInfo.username"
 
 
 class SubjectKind(StrEnum):
+    """Kind of the object decided about."""
+
     REWARD_MODEL_JOB = "RewardModelJob"
     POLICY_OPTIMIZATION_JOB = "PolicyOptimizationJob"
     POLICY_ROLLOUT = "PolicyRollout"

@@ -103,7 +103,10 @@ class Form:
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = dict(handler(core_schema))
         pattern = schema.pop("pattern")
-        return {**schema, "x-kubernetes-validations": [Cel(f"self.matches(r'{pattern}')", self.message).to_validation()]}
+        return {
+            **schema,
+            "x-kubernetes-validations": [Cel(f"self.matches(r'{pattern}')", self.message).to_validation()],
+        }
 
 
 class ApiSpec(Spec):

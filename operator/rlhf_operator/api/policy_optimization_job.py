@@ -19,7 +19,9 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
     )
     prompts: Source
     training: PolicyTraining = PolicyTraining()
-    guardrails: Annotated[list[TrainingGuardrail], Field(max_length=16)] = Field(default_factory=list)
+    guardrails: Annotated[list[TrainingGuardrail], Field(max_length=16)] = Field(
+        default_factory=list, description="Bounds on training metrics, judged at every step."
+    )
     evaluation: Evaluation = Evaluation()
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (

@@ -43,7 +43,7 @@ def seconds(duration: str) -> float:
 class Serving(ApiSpec):
     """The policy server pods of one revision."""
 
-    engine: Literal["builtin"] = "builtin"
+    engine: Literal["builtin"] = Field("builtin", description="The policy server of the trainer image.")
     replicas: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Pods of the stable revision.")
     canary_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="Pods of a candidate; it is scaled to replicas before it is promoted."
@@ -58,7 +58,9 @@ class Serving(ApiSpec):
 class ConversationKeySpec(ApiSpec):
     """What makes requests one conversation: conversations, not requests, are assigned and counted."""
 
-    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", min_length=1, max_length=64)] = "X-Conversation-Id"
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", min_length=1, max_length=64)] = Field(
+        "X-Conversation-Id", description="HTTP header that names the conversation."
+    )
     otherwise: Literal["user", "request"] = Field(
         "user", description="Without the header: the request's user field, else the request is a conversation."
     )
@@ -67,7 +69,7 @@ class ConversationKeySpec(ApiSpec):
 class Routing(ApiSpec):
     """The gateway in front of stable and canary."""
 
-    provider: Literal["gateway"] = "gateway"
+    provider: Literal["gateway"] = Field("gateway", description="A traffic splitter that the operator runs.")
     replicas: Annotated[int, Field(ge=1, le=10)] = Field(
         1, description="Gateway pods; a conversation that reaches two of them is counted by both."
     )
@@ -105,6 +107,8 @@ class Stage(ApiSpec):
 
 
 class RolloutMetric(StrEnum):
+    """What is compared, per conversation."""
+
     SAFETY = "safetyViolationRate"
     AVAILABILITY = "availability"
     LATENCY = "latencyP95"
@@ -115,7 +119,7 @@ class Guardrail(ApiSpec):
     when it is shown to be worse by less than the margin; a promotion needs every guardrail to pass."""
 
     metric: RolloutMetric
-    against: Literal["stable"] = "stable"
+    against: Literal["stable"] = Field("stable", description="The revision that is serving, in the same stage.")
     margin: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
         description="Tolerated excess over stable: of the share of conversations with a violation, of those with a "
         "failed answer, or of those slower than stable's concurrent 95th percentile."
@@ -145,6 +149,8 @@ class RollbackMode(StrEnum):
 
 
 class Rollback(ApiSpec):
+    """How the candidate leaves, and how long the former stable stays at hand."""
+
     mode: RollbackMode = Field(
         RollbackMode.DRAIN, description="Answers in flight on the candidate are finished (drain) or cut (sever)."
     )
@@ -152,6 +158,8 @@ class Rollback(ApiSpec):
 
 
 class Fallback(ApiSpec):
+    """Who answers instead of a candidate."""
+
     on_safety_hit: Literal["stable"] | None = Field(
         None, description="stable: an answer of the candidate that trips the safety filter is given by stable instead."
     )
@@ -164,8 +172,12 @@ class PolicyRolloutSpec(ApiSpec):
     safety_filter: Source | None = Field(
         None, description="A trained safety filter (fileDigest); without one safety is Unknown, never assumed."
     )
-    stages: Annotated[list[Stage], Field(min_length=1, max_length=MAX_STAGES)]
-    guardrails: Annotated[list[Guardrail], ListMap(("metric",)), Field(min_length=1, max_length=8)]
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=MAX_STAGES)] = Field(
+        description="The ramp, in order; after the last one the candidate is promoted."
+    )
+    guardrails: Annotated[list[Guardrail], ListMap(("metric",)), Field(min_length=1, max_length=8)] = Field(
+        description="What the candidate must not be worse in."
+    )
     on_blind: OnBlind = OnBlind()
     rollback: Rollback = Rollback()
     fallback: Fallback = Fallback()

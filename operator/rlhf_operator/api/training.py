@@ -42,8 +42,10 @@ Quantities = Annotated[
 class EnvVar(ApiSpec):
     """One literal environment variable of the trainer container; for values from Secrets use podTemplate."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
-    value: Annotated[str, Field(max_length=4096)] = ""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = Field(
+        description="Not one that the operator or torchrun sets."
+    )
+    value: Annotated[str, Field(max_length=4096)] = Field("", description="Literal; nothing is expanded.")
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel(
@@ -59,8 +61,8 @@ class EnvVar(ApiSpec):
 class ResourceRequirements(ApiSpec):
     """Of the trainer container of one node; a missing request equals its limit."""
 
-    limits: Quantities = Field(default_factory=dict)
-    requests: Quantities = Field(default_factory=dict)
+    limits: Quantities = Field(default_factory=dict, description="At most, by resource, e.g. nvidia.com/gpu: 8.")
+    requests: Quantities = Field(default_factory=dict, description="Reserved, by resource.")
 
 
 class TrainerSpec(ApiSpec):
@@ -79,7 +81,9 @@ class TrainerSpec(ApiSpec):
         None, description="Trainer image; default: the one the operator is configured with."
     )
     resources_per_node: ResourceRequirements = ResourceRequirements()
-    env: Annotated[list[EnvVar], ListMap(("name",)), Field(max_length=64)] = Field(default_factory=list)
+    env: Annotated[list[EnvVar], ListMap(("name",)), Field(max_length=64)] = Field(
+        default_factory=list, description="Further environment variables of the trainer container."
+    )
     pod_template: Annotated[dict[str, Any], PreserveUnknown()] = Field(
         default_factory=dict,
         description="A partial PodTemplateSpec merged over the generated one: maps by key, containers, volumes, "
@@ -99,9 +103,11 @@ class FailureAction(StrEnum):
 class FailureRule(ApiSpec):
     """Matches the earliest failure of an attempt; every list that is given must match, an empty one matches all."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?$", max_length=63)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?$", max_length=63)] = Field(
+        description="Shown in the status when the rule decides."
+    )
     on_exit_codes: Annotated[list[Annotated[int, Field(ge=1, le=255)]], ListSet(), Field(max_length=32)] = Field(
-        default_factory=list
+        default_factory=list, description="Any of these exit codes of the trainer container."
     )
     on_reasons: Annotated[list[Annotated[str, Field(max_length=128)]], ListSet(), Field(max_length=32)] = Field(
         default_factory=list, description="Failure classes (Unknown, Rendezvous, …) or reasons (OOMKilled, …)."
@@ -122,6 +128,8 @@ class FailureRule(ApiSpec):
 
 
 class FailurePolicy(ApiSpec):
+    """When a failed attempt is followed by another one."""
+
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         3, description="Counted restarts before the job fails; preemption and node loss are not counted."
     )
@@ -140,11 +148,15 @@ class OnExceeded(StrEnum):
 class Budget(ApiSpec):
     """Cumulative over attempts, restarts and suspends."""
 
-    gpu_hours: Annotated[float, Field(gt=0.0, le=100_000_000.0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0.0, le=100_000_000.0)] | None = Field(
+        None, description="Hours of single accelerators, held by pods on nodes."
+    )
     cost_usd: Annotated[float, Field(gt=0.0, le=1_000_000_000.0)] | None = Field(
         None, alias="costUSD", description="Refused (Accepted=False, NoPrice) unless the operator prices the resources."
     )
-    on_exceeded: OnExceeded = OnExceeded.SUSPEND
+    on_exceeded: OnExceeded = Field(
+        OnExceeded.SUSPEND, description="Suspend saves a checkpoint and waits for a larger budget; Fail ends the job."
+    )
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         Cel("has(self.gpuHours) || has(self.costUSD)", "a budget needs gpuHours, costUSD or both"),
@@ -152,13 +164,15 @@ class Budget(ApiSpec):
 
 
 class Output(ApiSpec):
+    """Where a run writes: into a folder of its own, <uri>/<uid of the job>."""
+
     uri: Uri
 
 
 class TrainingJobSpec(ApiSpec):
     """The part of the spec that does not say what is trained."""
 
-    suspend: bool = False
+    suspend: bool = Field(False, description="Saves a checkpoint, ends the pods and waits; false goes on from there.")
     trainer: TrainerSpec = TrainerSpec()
     checkpoints: Checkpoints = Checkpoints()
     output: Output
