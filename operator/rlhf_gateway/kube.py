@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from rlhf_gateway.wire import TOKEN_AUDIENCE
+
 _LINE_BYTES = 2 << 20  # a watch event is one line, and etcd holds objects up to 1.5 MiB
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -88,11 +90,13 @@ class KubeApi:
             raise ApiError(0, f"watch broken: {error!r}") from error
 
     async def review_token(self, token: str) -> str | None:
-        """Whose token it is, by TokenReview; None when it is no valid token. Raises ApiError."""
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+        """Whose token it is, by TokenReview; None when it is no token that is valid here. Raises ApiError."""
+        spec = {"token": token, "audiences": [TOKEN_AUDIENCE]}
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         answer = await self._json("POST", "/apis/authentication.k8s.io/v1/tokenreviews", json=review)
         status = answer.get("status", {})
-        if not status.get("authenticated"):
+        # A server that knows nothing of audiences would accept any token, and returns none.
+        if not status.get("authenticated") or TOKEN_AUDIENCE not in (status.get("audiences") or ()):
             return None
         username = status.get("user", {}).get("username")
         return username if isinstance(username, str) else None

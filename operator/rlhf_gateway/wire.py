@@ -23,6 +23,10 @@ TRAFFIC_PORT = 8000
 ADMIN_PORT = 8001
 METRICS_PORT = 9090
 SERVE_PORT = 8000  # a policy server's port
+# The operator shows gateways a token for this audience only: one of them that is malicious, or a pod that poses as
+# one, gets nothing the API server would accept.
+TOKEN_AUDIENCE = "rlhf-gateway"
+TOKEN_PATH = "/var/run/secrets/rlhf.dev/gateway/token"  # of the operator, mounted by the chart
 # A gateway pod goes on accepting while its endpoint is withdrawn, finishes what is in flight, and stays readable until
 # its last counts were pulled: its pod needs this long between SIGTERM and SIGKILL.
 TERMINATION_GRACE_SECONDS = 90

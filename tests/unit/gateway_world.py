@@ -114,9 +114,10 @@ class FakeApi:
         if self.down:
             return web.Response(status=500, text="down")
         self.reviews += 1
-        token = (await request.json())["spec"]["token"]
-        username = TOKENS.get(token)
-        status = {"authenticated": True, "user": {"username": username}} if username else {"authenticated": False}
+        spec = (await request.json())["spec"]
+        username = TOKENS.get(spec["token"])
+        known = {"authenticated": True, "user": {"username": username}, "audiences": spec["audiences"]}
+        status = known if username else {"authenticated": False}
         return web.json_response({"status": status}, status=201)
 
 
