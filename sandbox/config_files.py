@@ -140,6 +140,7 @@ def corefile(places: Paths) -> str:
 
 
 def buildkitd(places: Paths) -> str:
+    """16 GB of build cache: one trainer image (its layer counts twice) and what changed since."""
     return f"""root = "{places.cluster / "buildkit"}"
 [grpc]
   address = ["unix://{BUILDKIT_SOCKET}"]
@@ -152,7 +153,10 @@ def buildkitd(places: Paths) -> str:
   snapshotter = "overlayfs"
   networkMode = "host"
   defaultCgroupParent = "/{cgroups.NAME}/build"
-  gc = false
+  gc = true
+  reservedSpace = "2GB"
+  maxUsedSpace = "16GB"
+  minFreeSpace = "5GB"
   [worker.containerd.runtime]
     name = "io.containerd.runc.v2"
     options = {{ BinaryName = "{build_runtime_path(places)}" }}

@@ -49,21 +49,22 @@ def missing() -> list[str]:
 
 def install(packages: list[str], progress: Progress) -> None:
     """Installs packages without starting their services. Nothing happens for an empty list."""
+    _remove_own_policy()
     if not packages:
         return
     if shutil.which("apt-get") is None:
         raise SandboxError(f"please install, by your distribution's means: {', '.join(packages)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with progress.step(f"installing {', '.join(packages)}"), _services_stay_stopped():
-        processes.run(["apt-get", "update", "-qq"], env=environment)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        wait = "-oDPkg::Lock::Timeout=300"  # for an upgrade that happens to be under way
+        processes.run(["apt-get", wait, "update", "-qq"], env=environment)
+        command = ["apt-get", wait, "install", "-y", "-qq", "--no-install-recommends", *packages]
         processes.run(command, env=environment)
 
 
 @contextlib.contextmanager
 def _services_stay_stopped() -> Iterator[None]:
-    # A file with this very text was left by an interrupted run of ours; any other is the machine's own.
-    if _POLICY.exists() and _POLICY.read_text() != _POLICY_TEXT:
+    if _POLICY.exists():  # the machine's own
         yield
         return
     _POLICY.write_text(_POLICY_TEXT)
@@ -71,7 +72,13 @@ def _services_stay_stopped() -> Iterator[None]:
     try:
         yield
     finally:
-        _POLICY.unlink(missing_ok=True)
+        _remove_own_policy()
+
+
+def _remove_own_policy() -> None:
+    """Also what a killed run left: it would keep every later package of this machine from starting its service."""
+    if _POLICY.exists() and _POLICY.read_text() == _POLICY_TEXT:
+        _POLICY.unlink()
 
 
 def prometheus(places: Paths, progress: Progress) -> Path:

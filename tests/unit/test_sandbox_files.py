@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import audit, base_image, cgroups, components, config_files, leftovers, volumes
+from sandbox import audit, base_image, cgroups, components, config_files, debian, leftovers, volumes
 from sandbox.errors import SandboxError
 from sandbox.images import IMAGES, build_secrets, content_key, source_files
 from sandbox.network import NODE_IP, POD_CIDR
 from sandbox.paths import CHECKOUT, Paths
+from sandbox.progress import Progress
 
 PLACES = Paths(state=Path("/state"), cache=Path("/cache"))
 
@@ -235,3 +236,47 @@ def test_the_command_line_lists_every_command() -> None:
 
     for command in ("up", "down", "status", "load", "kubeconfig", "logs", "volume", "restart", "kubectl", "helm"):
         assert re.search(rf"^    {command} ", done.stdout, re.M), command
+
+
+def _apt(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
+    """An apt-get that runs `script`, on a machine whose policy file would be in `folder`."""
+    program = folder / "bin" / "apt-get"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(debian, "_POLICY", folder / "policy-rc.d")
+    return folder / "policy-rc.d"
+
+
+def test_services_stay_stopped_while_packages_are_installed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    policy = _apt(tmp_path, monkeypatch, f"cp {tmp_path}/policy-rc.d {seen}")
+
+    debian.install(["runc"], Progress(quiet=True))
+
+    assert "exit 101" in seen.read_text()
+    assert not policy.exists()
+
+
+def test_what_a_killed_installation_left_is_removed_and_the_machines_own_policy_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _apt(tmp_path, monkeypatch, "exit 0")
+    policy.write_text(debian._POLICY_TEXT)
+    debian.install([], Progress(quiet=True))
+    assert not policy.exists()
+
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    debian.install(["runc"], Progress(quiet=True))
+    assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_a_failed_installation_leaves_no_policy_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = _apt(tmp_path, monkeypatch, "echo no network >&2; exit 100")
+
+    with pytest.raises(SandboxError, match="no network"):
+        debian.install(["runc"], Progress(quiet=True))
+    assert not policy.exists()
