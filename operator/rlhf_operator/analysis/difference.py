@@ -27,7 +27,7 @@ from rlhf_operator.analysis.harm import log_mean_exp
 UPPER_STAKES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
 LOWER_STAKES = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 4e-3, 0.01, 0.025, 0.06, 0.15, 0.35, 0.7, 0.95)
 
-_BISECTIONS = 40
+_BISECTIONS = 22  # of [-1, 1]: to half a millionth
 
 
 @dataclass(frozen=True)

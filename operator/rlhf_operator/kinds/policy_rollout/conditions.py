@@ -68,7 +68,7 @@ def _said(situation: Situation) -> Iterator[Said]:
         RolloutCondition.READY,
         ready,
         "Serving" if ready else "NotServing",
-        f"{view.status.endpoint or 'the gateway'} answers with {stable.revision}"
+        f"{stable.revision} is served"
         if ready and stable is not None
         else f"{gateways} gateway pods and {serving} pods of the stable revision are ready: both are needed",
     )

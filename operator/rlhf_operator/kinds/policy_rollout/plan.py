@@ -9,7 +9,7 @@ route      the gateway's configuration that follows, and what nothing is routed 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from rlhf_operator.api.policy_rollout import (
     RevisionState,
     RolloutPhase,
     RolloutReason,
+    RolloutVerdict,
     Weights,
     seconds,
 )
@@ -58,7 +59,8 @@ class Pass:
     evidence: Evidence
     ramp: Ramp | None  # of the candidate that this pass began with
     standing: Standing | None
-    pending: float | None  # seconds until counts that decide nothing are due to be written
+    pending: float | None = None  # seconds until counts that decide nothing are due to be written
+    verdicts: list[RolloutVerdict] = field(default_factory=list)
 
 
 def plan(observed: Observed) -> Plan:
@@ -87,7 +89,7 @@ def _decided(view: View, course: Course) -> Pass:
     stable, candidate = course.stable, course.candidate
     before = evidence.recorded(view, course.trial)
     if stable is None or candidate is None:
-        return Pass(view, course, before, None, None, None)
+        return Pass(view, course, before, None, None, verdicts=list(view.status.verdicts))
     course = _timed(view, course, stable, candidate)
     ramp = Ramp(
         view=view,
@@ -99,7 +101,10 @@ def _decided(view: View, course: Course) -> Pass:
     )
     after = evidence.gathered(view, before, stable, candidate, min(course.stage or 0, len(view.spec.stages) - 1))
     found, standing, pending = _worth_writing(view, ramp, before, after)
-    return Pass(view, _moved(view, course, ramp, found, standing), found, ramp, standing, pending)
+    same = found is before and (course.trial, course.stage) == (view.status.trial, view.status.stage)
+    verdicts = list(view.status.verdicts) if same and view.status.verdicts else ramp.verdicts(found)
+    moved = _moved(view, course, ramp, verdicts, standing)
+    return Pass(view, moved, found, ramp, standing, pending, verdicts)
 
 
 def _timed(view: View, course: Course, stable: Revision, candidate: Revision) -> Course:
@@ -128,12 +133,12 @@ def _worth_writing(
     return before, stale, (due - view.now).total_seconds()
 
 
-def _moved(view: View, course: Course, ramp: Ramp, found: Evidence, standing: Standing) -> Course:
+def _moved(view: View, course: Course, ramp: Ramp, verdicts: list[RolloutVerdict], standing: Standing) -> Course:
     """The course after the step that the standing asks for."""
     candidate = ramp.candidate
     if standing.move == "stay":
         return course
-    noted = ledger.changed(candidate, verdicts=ramp.verdicts(found))
+    noted = ledger.changed(candidate, verdicts=verdicts)
     if (approval := ramp.approved_by()) is not None and standing.approval:
         noted = ledger.changed(noted, approvals=[*noted.approvals, approval])
     if standing.move == "next":
@@ -202,9 +207,8 @@ def _situation(done: Pass, live: set[str], programmed: bool, waiting: str | None
         phase, reason, message = standing.phase, standing.reason, standing.message
     else:
         phase, reason, message = _at_rest(done, live, programmed, waiting, digest)
-    verdicts = done.ramp.verdicts(done.evidence) if done.ramp is not None else list(view.status.verdicts)
     return Situation(
-        view, course, phase, reason, message, programmed, verdicts, done.evidence.trial, done.ramp, standing
+        view, course, phase, reason, message, programmed, done.verdicts, done.evidence.trial, done.ramp, standing
     )
 
 
