@@ -56,18 +56,17 @@ def counted(status: TrainingJobStatus) -> int:
 def backoff(status: TrainingJobStatus) -> timedelta:
     """Before the next attempt: grows with the attempts in a row that finished no step.
 
-    A disruption restarts at once, the first time; a failure of unknown cause, or one that a rule restarts, never does.
+    A failure of unknown cause never restarts at once, any other does the first time.
     """
+    last = status.attempts[-1] if status.attempts else None
+    if last is None or last.action != "Restart":
+        return timedelta(0)
     fruitless = 0
     for attempt in reversed(status.attempts):
         if attempt.action != "Restart" or attempt.step > (attempt.resumed_from_step or 0):
             break
         fruitless += 1
-    last = status.attempts[-1] if status.attempts else None
-    if last is None or last.action != "Restart":
-        return timedelta(0)
-    kind = (FailureClass.PREEMPTED, FailureClass.INFRASTRUCTURE)
-    power = fruitless - 2 if last.failure_class in kind and not last.counted else max(fruitless, 1) - 1
+    power = max(fruitless - 1, 0) if last.failure_class == FailureClass.UNKNOWN else fruitless - 2
     return timedelta(seconds=min(_FIRST_BACKOFF * 2.0 ** min(power, 10), _LONGEST_BACKOFF) if power >= 0 else 0.0)
 
 

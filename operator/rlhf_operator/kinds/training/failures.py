@@ -13,7 +13,7 @@ from typing import Literal
 
 from rlhf_operator.api.training import FailureAction, FailurePolicy, FailureRule
 from rlhf_operator.kinds.base import Object
-from rlhf_operator.kinds.training.objects import condition, is_true, name_of, text
+from rlhf_operator.kinds.training.objects import condition, is_true, moment, name_of, text
 from rlhf_operator.kinds.training.pods import Ended, deletion_requested_at, ended, is_over
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_trainer.wire import ExitCode, FailureClass, Result
@@ -72,7 +72,8 @@ class Failure:
 
     @property
     def order(self) -> tuple[int, int, str]:
-        return int(self.at.timestamp()), _CONSEQUENCES.get(self.failure_class, 0), self.message
+        rank = 2 if self.exit_code == ExitCode.PREEMPTED else _CONSEQUENCES.get(self.failure_class, 0)
+        return int(self.at.timestamp()), rank, self.message
 
 
 def earliest(failures: Iterable[Failure]) -> Failure | None:
@@ -84,7 +85,7 @@ def of_pod(pod: Object, now: datetime) -> Failure | None:
     end = ended(pod)
     if end is not None and end.exit_code == 0 and end.container == "trainer":
         return None
-    if disrupted := _disruption(pod, end, now):
+    if disrupted := _disruption(pod, end):
         return disrupted
     if end is not None:
         return _of_container(pod, end, now)
@@ -101,14 +102,17 @@ def of_result(result: Result, pod_name: str = "rank 0") -> Failure:
     return Failure(result.failure_class, result.reason, message, result.exit_code, result.finished_at)
 
 
-def _disruption(pod: Object, end: Ended | None, now: datetime) -> Failure | None:
-    """Eviction, scheduler preemption, node loss: only when the pod was stopped by it, not when it failed before."""
-    if not is_true(pod, "DisruptionTarget") or not (end is None or _stopped(end)) or not (end or is_over(pod)):
-        return None
+def _disruption(pod: Object, end: Ended | None) -> Failure | None:
+    """Eviction, scheduler preemption, node loss: only when the pod was stopped by it, not when it failed before.
+
+    A pod with this condition is about to go, even if its node is lost and nobody will ever report its end.
+    """
     disruption = condition(pod, "DisruptionTarget")
+    at = deletion_requested_at(pod) or moment(disruption, "lastTransitionTime")
+    if not is_true(pod, "DisruptionTarget") or at is None or not (end is None or _stopped(end)):
+        return None
     cause = text(disruption, "reason")
     reason = Reason.PREEMPTED_BY_SCHEDULER if cause == "PreemptionByScheduler" else Reason.NODE_LOST
-    at = deletion_requested_at(pod) or (end.finished_at if end else None) or now
     message = f"pod {name_of(pod)} was disrupted ({cause or 'no cause given'}): {text(disruption, 'message')}"
     return Failure(FailureClass.INFRASTRUCTURE, reason, message, end.exit_code if end else None, at)
 

@@ -20,7 +20,11 @@ from rlhf_trainer.wire import FailureClass, digest_of
 
 
 def adopt_children(draft: Draft) -> None:
-    """A Job that the ledger does not know: the status was lost. It is the current attempt, its name is taken."""
+    """A Job that the ledger does not know: the status was lost. It is the current attempt, its name is taken.
+
+    The number is taken into the status before anything that shows it may be deleted.
+    """
+    draft.set(attempt=draft.job.highest_attempt)
     job = max(draft.job.children(JOB.kind), key=attempt_of, default=None)
     known = max((attempt.number for attempt in draft.status.attempts), default=0)
     if job is None or attempt_of(job) <= known or text(job, "metadata", "name") != _trainer_name(draft, job):
@@ -57,6 +61,8 @@ def _reason(name: str | None) -> Reason:
 
 def _hold_or_start(draft: Draft, resolution: Resolution) -> None:
     draft.held = _held(draft)
+    if draft.held is not None and draft.status.pod_template_digest is not None:
+        draft.set(pod_template_digest=digest_of(draft.job.spec.trainer.pod_template))  # free to change: nothing runs
     if draft.held is not None or draft.ended is not None or draft.refused is not None:
         return
     if resolution.waiting:
@@ -126,7 +132,7 @@ def _backoff(draft: Draft) -> Why | None:
 
 def _start(draft: Draft, resolution: Resolution) -> None:
     job = draft.job
-    attempt = Attempt(number=job.highest_attempt + 1, started_at=draft.now)
+    attempt = Attempt(number=draft.status.attempt + 1, started_at=draft.now)
     draft.add(attempt)
     lineage = {name: found.digest for name, found in resolution.inputs.items()}
     draft.set(

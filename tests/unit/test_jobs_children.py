@@ -1,0 +1,187 @@
+"""The children of an attempt, byte for byte; and the parts they are built from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_operator.kinds.base import Prices
+from rlhf_operator.kinds.training.merge import merge
+from rlhf_operator.kinds.training.resources import Shape, quantity
+from rlhf_operator.kinds.training.storage import BadUri, Volume, mounts, uri_of
+from rlhf_trainer.wire import AttemptConfig
+from tests.unit.jobs_world import UID, World, policy_spec, reward_spec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def world_of(kind: str) -> World:
+    if kind == "RewardModelJob":
+        world = World(reward_spec())
+    else:
+        trainer = {
+            "numNodes": 1,
+            "numProcPerNode": 2,
+            "image": "registry.example/trainer:1",
+            "resourcesPerNode": {"limits": {"cpu": 4, "memory": "8Gi"}},
+            "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "podTemplate": {
+                "spec": {
+                    "priorityClassName": "batch",
+                    "restartPolicy": "Always",
+                    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                    "containers": [
+                        {"name": "trainer", "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+                        {"name": "sidecar", "image": "logs:1"},
+                    ],
+                    "volumes": [{"name": "cache", "emptyDir": {}}],
+                }
+            },
+        }
+        world = World(policy_spec(trainer=trainer), kind=kind)
+        world.upstream()
+    world.tick()
+    return world
+
+
+@pytest.mark.parametrize("kind", ["RewardModelJob", "PolicyOptimizationJob"])
+def test_children_are_exactly_these(kind: str) -> None:
+    """With UPDATE_GOLDEN set the files are written anew, for a reader to judge the difference."""
+    made = world_of(kind).children
+    found = [child for name in ("ConfigMap", "Service", "Job") for child in made[name].values()]
+    for child in found:
+        for field in ("uid", "creationTimestamp", "ownerReferences"):
+            del child["metadata"][field]
+        if child["kind"] == "ConfigMap":
+            child["data"]["attempt.json"] = json.loads(child["data"]["attempt.json"])
+    text = json.dumps(found, indent=2, sort_keys=True) + "\n"
+    path = GOLDEN / f"{kind}.json"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_the_config_is_what_the_trainer_reads() -> None:
+    world = world_of("PolicyOptimizationJob")
+    config = AttemptConfig.model_validate_json(world.children["ConfigMap"]["rm-tune-a1"]["data"]["attempt.json"])
+    assert config.world_size == 2
+    assert config.output.path == f"/mnt/rlhf/out/artifacts/rm/{UID}"
+    assert config.reward_model is not None
+    assert config.reward_model.path == "/mnt/rlhf/in/artifacts/rm/a1/artifact"
+    assert config.policy_training is not None
+
+
+def test_the_config_digest_is_of_what_shapes_the_weights() -> None:
+    def digest_of(**changes: Any) -> str:
+        world = World(reward_spec(**changes))
+        world.tick()
+        return str(world.status["lineage"]["config"])
+
+    same = digest_of()
+    assert digest_of(validation={"minAccuracy": 0.9}) == same
+    assert digest_of(checkpoints={"everySteps": 5}, trainer={"numNodes": 1}) == same
+    assert digest_of(training={"seed": 1}) != same
+    assert digest_of(preferences={"uri": "pvc://feedback/desk.jsonl", "digest": "sha256:" + "0" * 64}) != same
+
+
+def test_no_pod_template_changes_what_holds_the_group_together() -> None:
+    override = {
+        "metadata": {"labels": {"rlhf.dev/attempt": "9", "team": "desk"}},
+        "spec": {"restartPolicy": "OnFailure", "subdomain": "elsewhere", "automountServiceAccountToken": True},
+    }
+    world = World(reward_spec(trainer={"numNodes": 2, "podTemplate": override}))
+    world.tick()
+    template = world.job["spec"]["template"]
+    assert template["metadata"]["labels"]["rlhf.dev/attempt"] == "1"
+    assert template["metadata"]["labels"]["team"] == "desk"
+    assert template["spec"]["restartPolicy"] == "Never"
+    assert template["spec"]["subdomain"] == "rm-train-a1"
+    assert template["spec"]["automountServiceAccountToken"] is True  # theirs to decide
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        [],
+        "x",
+        7,
+        None,
+        {"spec": "x"},
+        {"spec": {"containers": "x"}},
+        {"spec": {"containers": [None, 3, {"name": "trainer", "env": "x"}]}},
+    ],
+)
+def test_any_pod_template_can_be_planned(garbage: Any) -> None:
+    world = World(reward_spec(trainer={"podTemplate": garbage}))
+    world.once()
+    assert world.condition("Accepted")
+
+
+def test_merge_lays_one_template_over_another() -> None:
+    base = {
+        "a": 1,
+        "gone": 2,
+        "containers": [{"name": "t", "image": "x", "env": [{"name": "A", "value": "1"}]}],
+        "tolerations": [1],
+    }
+    over = {
+        "gone": None,
+        "b": {"c": 3},
+        "containers": [{"name": "t", "env": [{"name": "A", "value": "2"}, {"name": "B"}]}, {"name": "s"}],
+        "tolerations": [2],
+    }
+    assert merge(base, over) == {
+        "a": 1,
+        "b": {"c": 3},
+        "containers": [
+            {"name": "t", "image": "x", "env": [{"name": "A", "value": "2"}, {"name": "B"}]},
+            {"name": "s"},
+        ],
+        "tolerations": [2],
+    }
+    assert base["gone"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2", 2), (2, 2), ("500m", 0.5), ("1Ki", 1024), ("1.5Gi", 1.5 * 2**30), ("1e3", 1000), ("2E", 2e18),
+     ("x", 0), ("", 0), (True, 0), (None, 0), ("-1", 0), ("1e999", 1e21)],
+)  # fmt: skip
+def test_quantities(text: Any, value: float) -> None:
+    assert quantity(text) == pytest.approx(value)
+
+
+def test_cost_needs_a_price_for_everything() -> None:
+    shape = Shape(2, 1, {"nvidia.com/gpu": 4.0, "memory": 8 * 2.0**30})
+    assert shape.cost_per_hour(Prices({"nvidia.com/gpu": 2.5})) is None
+    assert shape.unpriced(Prices({"nvidia.com/gpu": 2.5})) == ("memory",)
+    assert shape.cost_per_hour(Prices({"nvidia.com/gpu": 2.5, "memory": 0.01})) == pytest.approx(2 * (10 + 0.08))
+    assert Shape(1, 1, {}).cost_per_hour(Prices({"cpu": 1.0})) is None
+
+
+def test_one_volume_a_claim_inputs_read_only() -> None:
+    volumes, volume_mounts = mounts([Volume("a", "x"), Volume("b", ""), Volume("a", "y")], Volume("b", "o"))
+    assert [volume["persistentVolumeClaim"]["claimName"] for volume in volumes] == ["a", "b"]
+    assert [(m["name"], m["mountPath"], m["readOnly"]) for m in volume_mounts] == [
+        ("claim-0", "/mnt/rlhf/in/a", True),
+        ("claim-1", "/mnt/rlhf/in/b", True),
+        ("claim-1", "/mnt/rlhf/out/b", False),
+    ]
+
+
+@pytest.mark.parametrize("uri", ["", "pvc://", "pvc:///x", "s3://b/k", "pvc://c/..", "pvc://c/a//b", "pvc://c/./b"])
+def test_bad_uris_are_refused(uri: str) -> None:
+    with pytest.raises(BadUri, match="pvc://<claim>/<path>"):
+        Volume.parse(uri)
+
+
+def test_uris_and_pod_paths_are_each_others_inverse() -> None:
+    volume = Volume.parse("pvc://artifacts/rm")
+    assert uri_of(volume.joined("u", "a1").at("/mnt/rlhf/out")) == "pvc://artifacts/rm/u/a1"
+    assert uri_of("/mnt/rlhf/out/artifacts") == "pvc://artifacts"
+    assert uri_of("/etc/passwd") is None
+    assert uri_of("/mnt/rlhf/out/artifacts/../../etc") is None
