@@ -39,7 +39,7 @@ _LEET = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t
 _LEET_INSIDE = re.compile(r"(?<=\w)[!|](?=\w)")
 _SPELLED_OUT = re.compile(r"\b(?:[^\W\d_][\s.\-_*·]){3,}[^\W\d_]\b")
 _SEPARATORS = re.compile(r"[\s.\-_*·]")
-_STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
+_STRETCHED = re.compile(r"([^\W\d_])\1+")
 _NOT_WORD = re.compile(r"[^\w#]+|_+")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -49,7 +49,7 @@ class FormatError(ValueError):
 
 
 def normalise(text: str) -> str:
-    """One spelling for many: Unicode compatibility forms, case, accents, look-alikes, leet, letters set apart.
+    """One spelling for many: Unicode forms, case, accents, look-alikes, leet, letters set apart or doubled.
 
     Numbers keep only their length (``#``), because which digits they are does not generalise.
     """
@@ -103,12 +103,13 @@ class LinearFilter:
     def score(self, text: str) -> float:
         """Log-odds that the answer violates: that of its worst window."""
         pieces = windows(normalise(text), self.window, self.stride)
-        return max(self._score_window(piece) for piece in pieces)
+        return max(self.score_window(piece) for piece in pieces)
 
     def violates(self, text: str) -> bool:
         return self.score(text) >= self.threshold
 
-    def _score_window(self, window: str) -> float:
+    def score_window(self, window: str) -> float:
+        """Log-odds of one window of normalised text."""
         hits = buckets_of(window, self.ngrams, len(self.weights))
         return self.bias + float(self.weights[hits].sum(dtype=np.float64))
 

@@ -33,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--max-batch", type=int, default=16, help="answers written at the same time")
     parser.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; more are refused (503)")
     parser.add_argument("--drain-accept-seconds", type=float, default=5.0, help="accept on, after SIGTERM")
-    parser.add_argument("--drain-answer-seconds", type=float, default=60.0, help="finish answers, after that")
+    parser.add_argument("--drain-answer-seconds", type=float, default=50.0, help="finish answers, after that")
     return parser
 
 
