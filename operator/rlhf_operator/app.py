@@ -21,6 +21,7 @@ from pathlib import Path
 import aiohttp
 import kopf
 
+from rlhf_gateway.wire import TOKEN_PATH
 from rlhf_operator.config import Config
 from rlhf_operator.engine import sources as watched
 from rlhf_operator.engine.elector import Elector, Terms
@@ -32,7 +33,7 @@ from rlhf_operator.engine.relister import Relister
 from rlhf_operator.engine.store import Store
 from rlhf_operator.engine.workers import Workers
 from rlhf_operator.kinds.base import Key, KindSpec
-from rlhf_operator.kube.api import SERVICE_ACCOUNT_TOKEN, Api
+from rlhf_operator.kube.api import Api
 from rlhf_operator.kube.errors import ApiError, Outcome
 from rlhf_operator.kube.events import Recorder
 from rlhf_operator.obs import health
@@ -51,8 +52,9 @@ def _utcnow() -> datetime:
 
 
 def _token() -> str | None:
+    """Read anew each time: the kubelet renews it."""
     try:
-        return SERVICE_ACCOUNT_TOKEN.read_text().strip()
+        return Path(TOKEN_PATH).read_text().strip()
     except OSError:
         return None
 
@@ -134,7 +136,7 @@ class App:
             measure=self._measure,
         )
         metrics.build_info.labels(version("rlhf-operator")).set(1)
-        metrics.precreate(spec.kind for spec in self._kinds)
+        metrics.precreate((spec.kind for spec in self._kinds), (source.resource.kind for source in self._sources))
         if config.metrics.per_object:
             metrics.registry.register(ObjectCollector(self._store.primaries))
 

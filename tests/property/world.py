@@ -21,6 +21,7 @@ from rlhf_operator.engine.store import Store
 from rlhf_operator.engine.workers import process
 from rlhf_operator.kinds.base import JOB, Key, KindSpec, Pull, Pulled, Settings
 from rlhf_operator.kube.events import EVENT, Recorder
+from rlhf_operator.kube.interface import KubeApi
 from rlhf_operator.obs.metrics import Metrics
 from tests.property.memory_api import Crash, Dict, MemoryApi, WatchEvent
 
@@ -61,7 +62,9 @@ class Clock:
 class Engine:
     """One life of the operator's process."""
 
-    def __init__(self, kinds: Sequence[KindSpec], api: MemoryApi, clock: Clock, seed: int = 0) -> None:
+    def __init__(
+        self, kinds: Sequence[KindSpec], api: KubeApi, clock: Clock, seed: int = 0, namespaces: Sequence[str] = ()
+    ) -> None:
         self.metrics = Metrics()
         self.store = Store(kinds)
         self.queue = WorkQueue(self.metrics, clock=clock, rng=random.Random(seed))
@@ -78,7 +81,7 @@ class Engine:
             decisions_honoured=lambda: False,
             wake=self.wake,
         )
-        self.relister = Relister(sources(kinds), (), self.store, api, self.metrics, self.wake, sleep=_no_sleep)
+        self.relister = Relister(sources(kinds), namespaces, self.store, api, self.metrics, self.wake, sleep=_no_sleep)
 
     def wake(self, keys: Iterable[Key]) -> None:
         for key in keys:

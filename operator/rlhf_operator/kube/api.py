@@ -36,19 +36,23 @@ class Api:
     """One connection pool to the API server. `max_in_flight` bounds what we ask of it at a time."""
 
     def __init__(
-        self, configuration: Any, metrics: Metrics, *, max_in_flight: int = 32, timeout_seconds: float = 30.0
+        self,
+        configuration: Any,
+        metrics: Metrics,
+        *,
+        max_in_flight: int = 32,
+        timeout_seconds: float = 30.0,
+        user_agent: str = FIELD_MANAGER,
     ) -> None:
         self._client = client.ApiClient(configuration)
-        self._client.user_agent = FIELD_MANAGER
+        self._agent = user_agent
         self._metrics = metrics
         self._slots = asyncio.Semaphore(max_in_flight)
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=10)
 
     @classmethod
-    async def connect(
-        cls, metrics: Metrics, *, kubeconfig: Path | None = None, max_in_flight: int = 32, timeout_seconds: float = 30.0
-    ) -> Self:
-        """With `kubeconfig` if named, else as the pod's ServiceAccount."""
+    async def connect(cls, metrics: Metrics, *, kubeconfig: Path | None = None, **limits: Any) -> Self:
+        """With `kubeconfig` if named, else as the pod's ServiceAccount. `limits` as for the constructor."""
         configuration = client.Configuration()
         if kubeconfig is not None:
             await config.load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
@@ -57,7 +61,7 @@ class Api:
                 token_filename=str(SERVICE_ACCOUNT_TOKEN),
                 cert_filename=config.incluster_config.SERVICE_CERT_FILENAME,
             ).load_and_set(configuration)
-        return cls(configuration, metrics, max_in_flight=max_in_flight, timeout_seconds=timeout_seconds)
+        return cls(configuration, metrics, **limits)
 
     async def close(self) -> None:
         await self._client.close()
@@ -176,7 +180,7 @@ class Api:
         parameters = {key: value for key, value in (query or {}).items() if value}
         if parameters:
             url += "?" + urlencode(parameters)
-        headers = {"Accept": accept, "Content-Type": content, "User-Agent": FIELD_MANAGER}
+        headers = {"Accept": accept, "Content-Type": content, "User-Agent": self._agent}
         what = f"{(verb or method).lower()} {resource.kind} {namespace}/{name}".rstrip("/")
         started = time.perf_counter()
         code = TIMEOUT

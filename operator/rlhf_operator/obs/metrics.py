@@ -121,11 +121,12 @@ class Metrics:
         self._requests.labels(verb, resource, str(code)).inc()
         self._request_seconds.labels(verb, resource).observe(seconds)
 
-    def precreate(self, kinds: Iterable[str]) -> None:
+    def precreate(self, kinds: Iterable[str], watched: Iterable[str]) -> None:
         """A counter that first appears at 1 has no increase: the first defect would be invisible."""
         for kind in kinds:
             for metric in (self.reconcile_errors, self.reconcile_panics, self.terminal_reconcile_errors):
                 metric.labels(kind)
+        for kind in watched:
             self.store_ghosts.labels(kind)
         for result in ("posted", "series", "folded", "dropped", "failed"):
             self.events.labels(result)

@@ -1,4 +1,4 @@
-"""The operator as it is, over the toy kind: `python -m tests.cluster.toy_operator --config FILE --kubeconfig FILE`."""
+"""The operator as it is, over the toy kind: `python -m` this with `--config FILE --kubeconfig FILE`."""
 
 from __future__ import annotations
 
