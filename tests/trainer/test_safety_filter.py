@@ -53,7 +53,7 @@ def test_one_spelling_for_many(text: str) -> None:
 
 
 def test_numbers_keep_their_length_only() -> None:
-    assert normalise("pin 4821, call 12") == "pin #### call ##"
+    assert normalise("pin 4821, dial 12") == "pin #### dial ##"
     assert normalise("pin 0000") == normalise("pin 4821")
 
 

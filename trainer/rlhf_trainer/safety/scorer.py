@@ -40,7 +40,7 @@ _LEET_INSIDE = re.compile(r"(?<=\w)[!|](?=\w)")
 _SPELLED_OUT = re.compile(r"\b(?:[^\W\d_][\s.\-_*·]){3,}[^\W\d_]\b")
 _SEPARATORS = re.compile(r"[\s.\-_*·]")
 _STRETCHED = re.compile(r"([^\W\d_])\1+")
-_NOT_WORD = re.compile(r"[^\w#]+|_+")
+_NOT_WORD = re.compile(r"(?:[^\w#]|_)+")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
