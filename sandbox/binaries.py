@@ -6,7 +6,6 @@ hash of its sources and flags, so a fresh checkout builds nothing again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox import debian, paths, processes
+from sandbox import debian, locks, paths, processes
 from sandbox.errors import SandboxError
 from sandbox.progress import Progress
 
@@ -163,9 +162,7 @@ class Binaries:
         folder = self.cache / "bin" / f"{module.name}-{key}"
         if folder.is_dir():
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{module.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits for the first one's build
+        with locks.exclusive(folder.parent / f"{module.name}.lock", f"building {module.name}", self.progress):
             if not folder.is_dir():
                 self._build(module, folder)
         return folder

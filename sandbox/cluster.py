@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from sandbox import (
     config_files,
     debian,
     leftovers,
+    locks,
     namespaces,
     network,
     paths,
@@ -202,23 +203,26 @@ class Cluster:
         self._record(audit=audit, complete=False)
 
     def _start_components(self) -> None:
+        """Starts what does not run, in the order of what needs what."""
         init = self.init
         daemons, images = self._components(init), self._images(init)
-        daemons.start("etcd", "containerd", "kube-apiserver")
-        self._wait("kube-apiserver", self._reader.is_ready, daemons)
+        first, controllers = ("etcd", "containerd", "kube-apiserver"), ("kube-controller-manager", "kube-scheduler")
+        daemons.start(*first)
+        self._wait("kube-apiserver", self._reader.is_ready, daemons, *first)
         # Not before: they read RBAC-guarded objects once, at their start.
-        daemons.start("kube-controller-manager", "kube-scheduler")
-        self._wait("containerd", lambda: images.present() is not None, daemons)
+        daemons.start(*controllers)
+        self._wait("containerd", images.store_is_ready, daemons, *first)
         daemons.start("buildkitd", "kubelet", "kube-proxy", "coredns")
-        self._wait("the node", lambda: self._reader.node_is_ready(NODE_NAME), daemons)
-        self._wait("the default ServiceAccount", self._has_default_service_account, daemons)
-        self._wait("buildkitd", images.builder_is_ready, daemons)
+        self._wait("the node", lambda: self._reader.node_is_ready(NODE_NAME), daemons, *components.NAMES)
+        self._wait("the default ServiceAccount", self._has_default_service_account, daemons, *controllers)
+        self._wait("buildkitd", images.builder_is_ready, daemons, "buildkitd")
         images.ensure_base(base_image.archive(self.places.cache, self.progress))
         self.progress.say("the pods' base images are there")
 
-    def _wait(self, what: str, ready: processes.Ready, daemons: Components) -> None:
+    def _wait(self, what: str, ready: processes.Ready, daemons: Components, *needed: str) -> None:
         hint = f"Logs are in {self.places.logs}."
-        processes.wait_until(what, ready, seconds=START_SECONDS, hint=hint, alive=daemons.why_ended)
+        alive = functools.partial(daemons.why_ended, *needed)
+        processes.wait_until(what, ready, seconds=START_SECONDS, hint=hint, alive=alive)
         self.progress.say(f"{what} is ready")
 
     def _has_default_service_account(self) -> bool:
@@ -261,17 +265,8 @@ class Cluster:
         self._settings.write_text(json.dumps(asdict(run)))
 
 
-@contextlib.contextmanager
-def _machine_lock(progress: Progress) -> Iterator[None]:
+def _machine_lock(progress: Progress) -> contextlib.AbstractContextManager[None]:
     """One `up`, `down` or `restart` at a time on this machine: addresses and control groups are fixed."""
     if not preflight.is_root():
-        yield  # the preflight says what is missing, in full
-        return
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say(f"another sandbox command is at work; waiting for it ({LOCK})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return contextlib.nullcontext()  # the preflight says what is missing, in full
+    return locks.exclusive(LOCK, "starting or ending a sandbox", progress)

@@ -188,11 +188,11 @@ class Components:
                 found.setdefault(name, process.pid)
         return found
 
-    def why_ended(self) -> str | None:
-        """None while all components that were started run, else which ended and the end of its log."""
+    def why_ended(self, *names: str) -> str | None:
+        """None while all of `names` run, else which ended and the end of its log."""
         running = self.running()
-        for name in NAMES:
-            if self.log(name).exists() and name not in running:
+        for name in names:
+            if name not in running:
                 return f"{name} ended. The end of {self.log(name)}:\n{processes.tail(self.log(name))}"
         return None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import base_image, namespaces, processes
+from sandbox import base_image, locks, namespaces, processes
 from sandbox.binaries import Binaries
 from sandbox.config_files import BUILDKIT_SOCKET, CONTAINERD_SOCKET, IMAGE_NAMESPACE, PAUSE_IMAGE
 from sandbox.errors import SandboxError
@@ -95,6 +95,10 @@ class Images:
         """References of all images the kubelet can start."""
         return set(self._ctr("list", "--quiet").split())
 
+    def store_is_ready(self) -> bool:
+        self.present()
+        return True
+
     def builder_is_ready(self) -> bool:
         namespaces.run(self.init, [*self._buildctl_command(), "debug", "workers"])
         return True
@@ -119,13 +123,16 @@ class Images:
 
         A name that ends in `.tar` is an archive, as `docker save` writes it.
         """
-        for name in tuple(names) or tuple(IMAGES):
-            if name.endswith(".tar"):
-                self._import(Path(name))
-            elif name in IMAGES:
-                self._load(IMAGES[name])
-            else:
+        wanted = tuple(names) or tuple(IMAGES)
+        for name in wanted:
+            if name not in IMAGES and not name.endswith(".tar"):
                 raise SandboxError(f"no image is called {name!r}: choose of {', '.join(IMAGES)}, or name a .tar file")
+        with locks.exclusive(self.places.cluster / "images.lock", "building images", self.progress):
+            for name in wanted:
+                if name in IMAGES:
+                    self._load(IMAGES[name])
+                else:
+                    self._import(Path(name))
 
     def tidy(self) -> None:
         """Frees what earlier builds held.
