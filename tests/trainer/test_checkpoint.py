@@ -1,0 +1,199 @@
+"""A checkpoint is whole or refused by the name of what is missing, and the newest good one is never lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rlhf_trainer.checkpoint import (
+    CheckpointRefused,
+    CheckpointStore,
+    Component,
+    checkpoint_path,
+    newest_verified,
+    published,
+    verify,
+)
+from rlhf_trainer.components import JsonState, RandomState, TensorState
+from rlhf_trainer.distributed import World, join
+from rlhf_trainer.engine import Engine, EngineOptions
+from rlhf_trainer.exits import Invalid
+
+DIGEST = "sha256:" + "a" * 64
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return join(timedelta(seconds=60))
+
+
+class Box:
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+    def put(self, state: dict[str, int]) -> None:
+        self.value = state["value"]
+
+
+def components_of(world: World, box: Box) -> dict[str, Component]:
+    return {"klController": JsonState(world, lambda: {"value": box.value}, box.put), "random": RandomState(world)}
+
+
+def store_of(run: Path, world: World, attempt: int = 1, keep_last: int = 3) -> CheckpointStore:
+    return CheckpointStore(run, attempt, DIGEST, keep_last, world, lambda: NOW)
+
+
+def damage(path: Path) -> None:
+    """One flipped bit: the size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_state_comes_back_with_the_random_numbers(tmp_path: Path, world: World) -> None:
+    box, norms = Box(7), {"mean": torch.tensor([1.5, 2.5])}
+    loaded: dict[str, torch.Tensor] = {}
+    components = {
+        **components_of(world, box),
+        "rewardNormaliser": TensorState(world, lambda: norms, loaded.update),
+    }
+    store = store_of(tmp_path, world)
+    record = store.save(10, components)
+    expected = (random.random(), float(np.random.rand()), float(torch.rand(())))
+    box.value = 0
+    found, skipped = store.find(components)
+    assert found is not None
+    assert (found.record, skipped) == (record, ())
+    store.load(found, components)
+    assert box.value == 7
+    assert torch.equal(loaded["mean"], norms["mean"])
+    assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+    """A real checkpoint of a ZeRO-2 engine and small state."""
+    torch.manual_seed(0)
+    engine = Engine(nn.Linear(4, 1), EngineOptions(zero_stage=2, learning_rate=0.1, rows_per_step=2), world)
+    engine.backward(engine(torch.ones(2, 4)).square().mean())
+    engine.step()
+    run = tmp_path_factory.mktemp("full")
+    store_of(run, world).save(1, {"engine": engine, **components_of(world, Box())})
+    engine.close()
+    return checkpoint_path(run, 1, 1)
+
+
+def test_an_engines_model_and_optimizer_are_told_apart(full: Path) -> None:
+    names = {entry.component for entry in verify(full, DIGEST, 1).manifest.files.values()}
+    assert {"engine/model", "engine/optimizer", "klController", "random"} <= names
+
+
+@pytest.mark.parametrize("how", ["deleted", "altered", "cut"])
+@pytest.mark.parametrize("component", ["engine/model", "engine/optimizer", "klController", "random"])
+def test_each_component_is_missed_by_name(full: Path, tmp_path: Path, component: str, how: str) -> None:
+    copy = tmp_path / "a1" / "checkpoints" / full.name
+    shutil.copytree(full, copy)
+    manifest = verify(copy, DIGEST, 1).manifest
+    victim = copy / next(path for path, entry in manifest.files.items() if entry.component == component)
+    if how == "deleted":
+        victim.unlink()
+    elif how == "altered":
+        damage(victim)
+    else:
+        os.truncate(victim, victim.stat().st_size - 1)
+    with pytest.raises(CheckpointRefused, match=f"component '{component}'.*{victim.name}"):
+        verify(copy, DIGEST, 1)
+    found, skipped = newest_verified(tmp_path, DIGEST, 1)
+    assert found is None
+    assert [each.step for each in skipped] == [1]
+    assert component in skipped[0].reason
+
+
+def test_a_component_the_loop_needs_must_be_there(full: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="component 'lagrange' is missing"):
+        verify(full, DIGEST, 1, required=["engine", "lagrange"])
+
+
+@pytest.mark.parametrize(("digest", "ranks", "reason"), [("sha256:b", 1, "config"), (DIGEST, 2, "by 1 ranks")])
+def test_a_checkpoint_of_another_run_is_refused(full: Path, digest: str, ranks: int, reason: str) -> None:
+    with pytest.raises(CheckpointRefused, match=reason):
+        verify(full, digest, ranks)
+
+
+@pytest.mark.parametrize("manifest", [b"", b"{", b'{"version": 1}', b"\xff\xfe"])
+def test_a_broken_manifest_is_refused_not_raised(tmp_path: Path, world: World, manifest: bytes) -> None:
+    store_of(tmp_path, world).save(3, components_of(world, Box()))
+    (checkpoint_path(tmp_path, 1, 3) / "manifest.json").write_bytes(manifest)
+    found, skipped = newest_verified(tmp_path, DIGEST, 1)
+    assert found is None
+    assert "manifest" in skipped[0].reason
+
+
+def test_the_newest_good_one_of_all_attempts_wins(tmp_path: Path, world: World) -> None:
+    for attempt, steps in ((1, (2, 4)), (2, (4, 6))):
+        for step in steps:
+            store_of(tmp_path, world, attempt, keep_last=9).save(step, components_of(world, Box(step)))
+    damage(checkpoint_path(tmp_path, 2, 6) / "klController" / "state.json")
+    found, skipped = newest_verified(tmp_path, DIGEST, 1)
+    assert found is not None
+    assert found.path == checkpoint_path(tmp_path, 2, 4)
+    assert [each.step for each in skipped] == [6]
+    assert "klController" in skipped[0].reason
+
+
+def test_pruning_keeps_the_last_and_counts_only_good_ones(tmp_path: Path, world: World) -> None:
+    store = store_of(tmp_path, world, keep_last=2)
+    for step in (1, 2, 3):
+        store.save(step, components_of(world, Box()))
+    assert [path.name[-1] for path in published(tmp_path)] == ["3", "2"]
+    damage(checkpoint_path(tmp_path, 1, 3) / "klController" / "state.json")
+    store.save(4, components_of(world, Box()))
+    assert [path.name[-1] for path in published(tmp_path)] == ["4", "3", "2"], "3 is bad, so 2 is still the second good"
+
+
+def test_pruning_spares_newer_attempts(tmp_path: Path, world: World) -> None:
+    store_of(tmp_path, world, attempt=2).save(2, components_of(world, Box()))
+    partitioned = store_of(tmp_path, world, attempt=1, keep_last=1)
+    for step in (1, 3):
+        partitioned.save(step, components_of(world, Box()))
+    assert checkpoint_path(tmp_path, 2, 2).is_dir()
+
+
+def test_an_unfinished_save_is_never_seen_and_cleared_away(tmp_path: Path, world: World) -> None:
+    class Failing:
+        def save(self, folder: Path) -> None:
+            raise OSError(28, f"no space left for {folder}")
+
+        def load(self, folder: Path) -> None: ...
+
+    store = store_of(tmp_path, world)
+    store.save(1, components_of(world, Box()))
+    with pytest.raises(OSError, match="no space"):
+        store.save(2, {**components_of(world, Box()), "broken": Failing()})
+    assert [path.name for path in published(tmp_path)] == ["step-00000001"]
+    store_of(tmp_path, world).save(2, components_of(world, Box()))
+    assert [path.name for path in published(tmp_path)] == ["step-00000002", "step-00000001"]
+    assert not list(tmp_path.glob("a*/checkpoints/.*"))
+
+
+def test_the_same_step_saved_again_replaces_what_was_there(tmp_path: Path, world: World) -> None:
+    store = store_of(tmp_path, world)
+    first = store.save(1, components_of(world, Box(1)))
+    second = store.save(1, components_of(world, Box(2)))
+    assert first.digest != second.digest
+    assert verify(checkpoint_path(tmp_path, 1, 1), DIGEST, 1).record == second
+
+
+def test_rows_that_do_not_divide_are_refused() -> None:
+    world = World(rank=0, size=3, local_rank=0, device=torch.device("cpu"))
+    with pytest.raises(Invalid, match="16 rows does not divide over 3 ranks"):
+        Engine(nn.Linear(2, 1), EngineOptions(zero_stage=0, learning_rate=0.1, rows_per_step=16), world)
