@@ -156,32 +156,9 @@ def test_under_traffic_the_status_is_written_every_few_seconds_and_not_at_every_
 
 # Random histories
 
-ACTIONS = [
-    "traffic",
-    "leak",
-    "fail",
-    "slow",
-    "wait",
-    "pass",
-    "kill",
-    "break",
-    "crash",
-    "heal",
-    "restart",
-    "blind",
-    "see",
-    "lag",
-    "follow",
-    "try B",
-    "try C",
-    "back to A",
-    "pause",
-    "resume",
-    "abort",
-    "clear",
-    "approve",
-    "replan",
-]
+_CLUSTER = ["wait", "pass", "kill", "break", "crash", "heal", "restart", "blind", "see", "lag", "follow"]
+_PEOPLE = ["try B", "try C", "back to A", "pause", "resume", "abort", "clear", "approve", "replan"]
+ACTIONS = ["traffic", "leak", "fail", "slow", *_CLUSTER, *_PEOPLE]
 
 
 def act(world: World, action: str, number: int) -> None:
