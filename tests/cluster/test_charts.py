@@ -306,3 +306,14 @@ def test_the_crds_are_kept_on_uninstall_and_equal_the_plain_ones(charts: Charts)
 def test_a_crd_fits_into_the_annotation_of_a_client_side_apply(charts: Charts) -> None:
     for crd in charts.render(CRDS).objects:
         assert len(json.dumps(crd)) < 200_000, crd["metadata"]["name"]
+
+
+@pytest.mark.parametrize("chart", [OPERATOR, CRDS])
+def test_what_is_installed_does_not_differ_from_what_is_rendered(charts: Charts, kubectl, chart: str) -> None:
+    """Or Argo CD would sync for ever. Kubernetes stores 1.0 as 1, drops nulls, and fills in defaults."""
+    text = charts.render(chart, namespace="default").text
+    apply = ("--server-side", "--field-manager=argocd-controller", "--force-conflicts", "-f", "-")
+    kubectl("apply", *apply, input=text)
+
+    again = kubectl("diff", *apply, input=text, check=False)
+    assert (again.returncode, again.stdout) == (0, "")

@@ -159,7 +159,7 @@ def test_what_a_gateway_is_shown_proves_the_operator_and_opens_nothing_else(cont
     assert accepted["audiences"] == [TOKEN_AUDIENCE]
     assert "authenticated" not in review(kubectl, gateway, full, namespace)
 
-    path = "/apis/rlhf.dev/v1alpha1/rewardmodeljobs"
+    path = "/api/v1/configmaps?limit=1"
     assert answer_to(control_plane, path, full) == 200
     assert answer_to(control_plane, path, shown) == 401
 
