@@ -14,7 +14,7 @@ from rlhf_operator.kinds.training.merge import merge
 from rlhf_operator.kinds.training.resources import Shape, quantity
 from rlhf_operator.kinds.training.storage import BadUri, Volume, mounts, uri_of
 from rlhf_trainer.wire import AttemptConfig
-from tests.unit.jobs_world import UID, World, policy_spec, reward_spec
+from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -42,7 +42,8 @@ def world_of(kind: str) -> World:
                 }
             },
         }
-        world = World(policy_spec(trainer=trainer), kind=kind)
+        judge = {"uri": "pvc://models/safety-filter.json", "digest": digest("5")}
+        world = World(policy_spec(trainer=trainer, evaluation={"safetyFilter": judge}), kind=kind)
         world.upstream()
     world.tick()
     return world
@@ -73,6 +74,7 @@ def test_the_config_is_what_the_trainer_reads() -> None:
     assert config.reward_model is not None
     assert config.reward_model.path == "/mnt/rlhf/in/artifacts/rm/a1/artifact"
     assert config.policy_training is not None
+    assert config.grace_seconds == 120
 
 
 def test_the_config_digest_is_of_what_shapes_the_weights() -> None:

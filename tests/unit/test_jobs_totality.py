@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -90,7 +90,7 @@ def test_plan_is_total(data: st.DataObject) -> None:
     children = {name: _mutated_list(data, objects) for name, objects in observed.children.items()}
     primary = json.loads(json.dumps(observed.primary))
     primary["status"] = _mutate(data, primary.get("status", {}), data.draw(st.integers(0, 3)))
-    now = data.draw(st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1))).replace(tzinfo=UTC)
+    now = data.draw(st.datetimes(timezones=st.just(UTC)))
     pulled = {key: Pulled(data.draw(GARBAGE), now, None, now) for key in observed.pulled}
     mutated = type(observed)(
         primary, children, observed.related, (data.draw(GARBAGE),), True, pulled, now, observed.settings

@@ -29,6 +29,9 @@ def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSo
     }
     if spec.audit_reward_model is not None:
         found["auditRewardModel"] = spec.audit_reward_model
+    judge = spec.evaluation.safety_filter
+    if judge is not None:
+        found["safetyFilter"] = Source.model_construct(uri=judge.uri, digest=judge.digest)
     return found
 
 

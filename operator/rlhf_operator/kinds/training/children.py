@@ -21,7 +21,7 @@ from rlhf_operator.api.training import RESERVED_ENV, RESERVED_ENV_PREFIXES, Trai
 from rlhf_operator.kinds.base import Object
 from rlhf_operator.kinds.training.job import Input, Job
 from rlhf_operator.kinds.training.merge import merge
-from rlhf_operator.kinds.training.objects import mapping, mappings, text
+from rlhf_operator.kinds.training.objects import integer, mapping, mappings, text
 from rlhf_operator.kinds.training.pods import INDEX_LABEL
 from rlhf_operator.kinds.training.resources import Shape, shape
 from rlhf_operator.kinds.training.storage import IN_ROOT, OUT_ROOT, Volume, mounts
@@ -50,6 +50,7 @@ def config_digest(job: Job[Any], inputs: Mapping[str, Input]) -> str:
 def attempt_config(job: Job[Any], number: int, inputs: Mapping[str, Input], size: Shape) -> AttemptConfig:
     """Everything the pods need, resolved to paths in the pod."""
     output = output_of(job)
+    grace = integer(template(job, number, inputs), "spec", "terminationGracePeriodSeconds")
     located = {
         name: {"path": Volume.parse(found.uri).at(IN_ROOT), "digest": found.digest, "uri": found.uri}
         for name, found in inputs.items()
@@ -67,6 +68,7 @@ def attempt_config(job: Job[Any], number: int, inputs: Mapping[str, Input], size
             "checkpoints": job.spec.checkpoints,
             "noProgressSeconds": job.spec.failure_policy.no_progress_seconds,
             "rendezvousSeconds": job.spec.failure_policy.rendezvous_seconds,
+            "graceSeconds": _GRACE_SECONDS if grace is None else grace,
             **job.kind.attempt_fields(job.spec),
             **located,
         }
