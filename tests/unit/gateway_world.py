@@ -268,7 +268,7 @@ async def world(**settings: Any) -> AsyncIterator[World]:
         serving(canary.application()) as (canary.url, canary.runner),
         aiohttp.ClientSession() as client,
     ):
-        given = {
+        given: dict[str, Any] = {
             "rollout": "desk", "namespace": "ns", "config_map": "gw", "api": ApiServer(api_url), "pod_uid": "pod-1",
             "host": "127.0.0.1", "traffic_port": 0, "admin_port": 0, "metrics_port": 0, "probe_seconds": 0.05,
             "drain_accept_seconds": 0.0, "drain_answer_seconds": 5.0, "drain_evidence_seconds": 5.0,
