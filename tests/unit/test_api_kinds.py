@@ -65,6 +65,19 @@ def test_a_further_kind_gets_its_crd_its_reference_and_its_permissions(tmp_path:
         assert any("toys" in rule["resources"] for rule in rules), role
 
 
+def test_every_image_is_in_the_metrics_reference() -> None:
+    text = outputs(KINDS)["docs/metrics.md"]
+
+    for name in (
+        "rlhf_operator_reconcile_total",
+        "rlhf_resource_phase",
+        "rlhf_gateway_requests_total",
+        "rlhf_trainer_loss",
+        "vllm:request_success_total",
+    ):
+        assert f"`{name}`" in text
+
+
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.kind)
 def test_every_printer_column_names_a_field_of_the_schema(definition: Any) -> None:
     schema = root_schema(definition)

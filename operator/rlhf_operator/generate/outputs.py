@@ -8,6 +8,7 @@ from typing import Any
 from rlhf_operator.api.crd import ResourceDefinition, custom_resource_definition
 from rlhf_operator.api.decision import DECISION, admission_policy, admission_policy_binding
 from rlhf_operator.api.labels import GROUP
+from rlhf_operator.generate.metrics import metrics_reference
 from rlhf_operator.generate.reference import api_reference
 from rlhf_operator.generate.text import to_yaml
 from rlhf_operator.kinds import rbac
@@ -26,6 +27,7 @@ def outputs(kinds: Sequence[KindSpec]) -> dict[str, str]:
     policy = to_yaml(admission_policy()) + "---\n" + to_yaml(admission_policy_binding())
     found[f"{_CHART}/decision-policy.yaml"] = _MARK + policy
     found["docs/api.md"] = api_reference(definitions)
+    found["docs/metrics.md"] = metrics_reference()
     return found
 
 
