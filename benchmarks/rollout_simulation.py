@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def main() -> None:
             results = rollouts(count, traffic, harm, workers)
             for name, value, unit, spread in rows(results, label, harm):
                 report.add(name, value, unit, samples=count, spread=spread)
+                print(f"{name}: {value:.4g} {unit} ({spread})", file=sys.stderr, flush=True)
     control = rollouts(count, "dependent, by request", 1.0, workers)
     aborted = sum(result.outcome == "aborted" for result in control)
     low, high = clopper_pearson(aborted, count)
