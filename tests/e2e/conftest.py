@@ -10,6 +10,7 @@ import pytest
 from sandbox.cluster import Cluster
 from sandbox.paths import CHECKOUT
 from tests.e2e.jobs_world import Namespace
+from tests.e2e.rollout_world import CLAIM, Rollout
 
 OPERATOR_NAMESPACE = "rlhf-system"
 
@@ -36,3 +37,11 @@ def jobs(cluster_with_operator: Cluster) -> Iterator[Namespace]:
     namespace = Namespace(cluster_with_operator, f"jobs-{uuid.uuid4().hex[:8]}")
     yield namespace
     namespace.delete()
+
+
+@pytest.fixture
+def rollout(cluster_with_operator: Cluster) -> Iterator[Rollout]:
+    """A fresh namespace with a volume of policies; gone with everything in it afterwards."""
+    name = f"rollout-{uuid.uuid4().hex[:8]}"
+    yield Rollout(cluster_with_operator, name, cluster_with_operator.volume(f"{name}/{CLAIM}"))
+    cluster_with_operator.kubectl("delete", "namespace", name, "--wait=false")

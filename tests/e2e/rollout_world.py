@@ -224,6 +224,31 @@ class Rollout:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.explain()}") from error
 
+    @contextmanager
+    def watching(self, resource: str, *select: str) -> Iterator[list[tuple[float, Body]]]:
+        """Objects of one resource as they are and as they change, each with the time at which it was seen."""
+        command = self.cluster.kubectl_command("-n", self.namespace, "get", resource, *select, "--watch", "-o", "json")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        seen: list[tuple[float, Body]] = []
+
+        def read() -> None:
+            lines: list[str] = []
+            for line in process.stdout or ():
+                lines.append(line)
+                if line.startswith("}"):  # the end of one indented document
+                    seen.append((time.time(), json.loads("".join(lines))))
+                    lines.clear()
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        try:
+            eventually("the watch has begun", lambda: seen, timeout=30)
+            yield seen
+        finally:
+            process.kill()
+            process.wait()
+            thread.join(timeout=5)
+
     def explain(self) -> str:
         """What a person would look at when something did not come."""
         status = self.status()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-import pytest
-
-from sandbox.cluster import Cluster
 from tests.e2e.rollout_world import Rollout, eventually
 
 # Small numbers of conversations need wide margins: the base policy leaks in about 4 % of its answers.
@@ -23,26 +19,19 @@ STAGES = [
 ]
 
 
-@pytest.fixture
-def rollout(operator: Cluster, namespace: str, volume: Path) -> Rollout:
-    return Rollout(operator, namespace, volume)
-
-
 def test_a_good_policy_is_promoted_without_a_failed_request(rollout: Rollout) -> None:
     first, second = rollout.policy("first"), rollout.policy("second")
     rollout.create(first, stages=STAGES, guardrails=GUARDRAILS)
-    with rollout.users().asking() as users:
+    with rollout.users().asking() as users, rollout.watching("policyrollout", "desk") as versions:
         eventually("users are answered", lambda: len(users.answers) > 20)
         rollout.patch(policy=second)
-        rollout.until("Shadowing")
-        pods = eventually(
-            "the candidate runs", lambda: rollout.items("pods", f"rlhf.dev/revision={name(rollout, second)}")
-        )
-        rollout.until("Progressing")
-        rollout.until("Promoting", timeout=240)
+        pods = eventually("the candidate runs", lambda: ready_pods(rollout, second), timeout=180)
+        eventually("the promotion", lambda: rollout.entry(second["digest"])["state"] == "Stable", timeout=300)
         rollout.until("Healthy")
         after = len(users.answers)
         eventually("users are answered by the new policy", lambda: len(users.answers) > after + 30)
+    phases = [body["status"]["phase"] for _, body in versions if "status" in body]
+    assert list(dict.fromkeys(phases)) == ["Healthy", "Progressing", "Shadowing", "Promoting"]
     assert users.failures() == []
     assert {answer.revision for answer in users.answers[-10:]} == {name(rollout, second)}
     entry = rollout.entry(second["digest"])
@@ -50,8 +39,7 @@ def test_a_good_policy_is_promoted_without_a_failed_request(rollout: Rollout) ->
     assert {verdict["state"] for verdict in entry["verdicts"]} == {"Pass"}
     assert all(verdict["interval"]["upper"] <= verdict["margin"] for verdict in entry["verdicts"])
     assert rollout.entry(first["digest"])["state"] == "Retained"
-    now = rollout.items("pods", f"rlhf.dev/revision={name(rollout, second)}")
-    assert {pod["metadata"]["uid"] for pod in pods} == {pod["metadata"]["uid"] for pod in now}  # nothing was reloaded
+    assert ready_pods(rollout, second) == pods  # no model was loaded again
 
 
 def test_a_leaking_policy_is_rolled_back_at_its_canary_stage_with_the_evidence(rollout: Rollout) -> None:
@@ -104,3 +92,12 @@ def test_without_traffic_nothing_happens_and_the_status_says_how_many_are_missin
 def name(rollout: Rollout, policy: dict[str, str]) -> str:
     """Of the Deployment, Service and pods of a policy."""
     return str(rollout.entry(policy["digest"])["revision"])
+
+
+def ready_pods(rollout: Rollout, policy: dict[str, str]) -> set[str]:
+    """The uids of a policy's pods, once all are ready; empty before."""
+    if not rollout.entry(policy["digest"]):
+        return set()
+    pods = rollout.items("pods", f"rlhf.dev/revision={name(rollout, policy)}")
+    ready = [c["status"] for pod in pods for c in pod["status"].get("conditions", []) if c["type"] == "Ready"]
+    return {pod["metadata"]["uid"] for pod in pods} if ready and set(ready) == {"True"} else set()

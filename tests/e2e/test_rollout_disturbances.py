@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from rlhf_gateway.wire import CONFIG_KEY
 from sandbox.cluster import Cluster
@@ -21,11 +15,6 @@ from tests.e2e.rollout_world import Rollout, eventually
 
 WIDE = [{"metric": "availability", "margin": 0.3, "alpha": 0.001}]
 ENDLESS = [{"weightPercent": 30, "minSamples": 100_000}]
-
-
-@pytest.fixture
-def rollout(operator: Cluster, namespace: str, volume: Path) -> Rollout:
-    return Rollout(operator, namespace, volume)
 
 
 def on_trial(rollout: Rollout, **spec: Any) -> dict[str, str]:
@@ -42,46 +31,6 @@ def revision(rollout: Rollout, policy: dict[str, str]) -> str:
     return str(rollout.entry(policy["digest"])["revision"])
 
 
-@dataclass
-class Watch:
-    """Objects of one resource as they change, each with the time it was seen."""
-
-    command: list[str]
-    seen: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
-
-    @contextmanager
-    def running(self) -> Iterator[Watch]:
-        process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert process.stdout is not None
-
-        def read() -> None:
-            decoder, buffer = json.JSONDecoder(), ""
-            for line in process.stdout or ():
-                buffer += line
-                try:
-                    body, _ = decoder.raw_decode(buffer)
-                except ValueError:
-                    continue
-                self.seen.append((time.time(), body))
-                buffer = ""
-
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            process.kill()
-            process.wait()
-            thread.join(timeout=5)
-
-
-def watch(rollout: Rollout, resource: str, *select: str) -> Watch:
-    command = rollout.cluster.kubectl_command(
-        "-n", rollout.namespace, "get", resource, *select, "--watch", "-o", "json"
-    )
-    return Watch(command)
-
-
 def ready_endpoints(slice_: dict[str, Any]) -> int:
     return sum(bool((e.get("conditions") or {}).get("ready")) for e in slice_.get("endpoints") or ())
 
@@ -95,15 +44,15 @@ def test_a_crash_looping_candidate_is_at_weight_zero_within_two_seconds_of_its_e
     candidate = revision(rollout, second)
     with (
         rollout.users(rate=10).asking() as users,
-        watch(rollout, "endpointslices", "-l", f"kubernetes.io/service-name={candidate}").running() as slices,
-        watch(rollout, "configmap", "desk-gateway").running() as configs,
+        rollout.watching("endpointslices", "-l", f"kubernetes.io/service-name={candidate}") as slices,
+        rollout.watching("configmap", "desk-gateway") as configs,
     ):
         eventually("the canary answers", lambda: users.by("canary"))
         (rollout.folder / "second" / "NOTE").write_text("another content: the next pod refuses to serve this")
         rollout.kubectl("delete", "pod", "-l", f"rlhf.dev/revision={candidate}", "--grace-period=0", "--force")
         status = rollout.until("RolledBack", timeout=240)
-    lost = next(at for at, body in slices.seen if ready_endpoints(body) == 0)
-    zero = next(at for at, body in configs.seen if at > lost - 1.0 and weight(body) == 0.0)
+    lost = next(at for at, body in slices if ready_endpoints(body) == 0)
+    zero = next(at for at, body in configs if at > lost - 1.0 and weight(body) == 0.0)
     assert zero - lost < 2.0
     entry = next(e for e in status["revisions"] if e["digest"] == second["digest"])
     assert (entry["state"], entry["reason"]) == ("Rejected", "CandidateUnavailable")
