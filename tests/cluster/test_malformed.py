@@ -104,6 +104,7 @@ CASES = [
     Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),
     Case("an unknown opponent", PPO, {"spec.evaluation.against": "gpt"}, ("evaluation.against", '"policy"')),
     Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
+    Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
     Case("an unknown guardrail metric", PPO, {"spec.guardrails.0.metric": "joy"}, ("guardrails[0].metric", '"kl"')),
     # pods
     Case("no nodes", RM, {"spec.trainer.numNodes": 0}, ("spec.trainer.numNodes", "greater than or equal to 1")),

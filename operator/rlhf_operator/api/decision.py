@@ -69,9 +69,6 @@ class DecisionSpec(ApiSpec):
     stage: Annotated[int, Field(ge=0, le=63)] | None = Field(
         None, description="Approve: index of the stage of the rollout, counted from 0."
     )
-    guardrail: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
-        None, description="Acknowledge: the metric whose guardrail paused the job."
-    )
     attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="Acknowledge: the attempt that was paused."
     )
@@ -105,11 +102,6 @@ class DecisionSpec(ApiSpec):
             "(self.action == 'Acknowledge') == has(self.attempt)",
             "attempt goes with Acknowledge: set it to the paused attempt (status.attempt of the job), or remove it",
             field_path=".attempt",
-        ),
-        Cel(
-            "!has(self.guardrail) || self.action == 'Acknowledge'",
-            "guardrail goes with Acknowledge: remove it",
-            field_path=".guardrail",
         ),
     )
 

@@ -40,8 +40,9 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
             "auditRewardModel must not be rewardModel: an audit by the model that trained the policy shows nothing",
         ),
         Cel(
-            "!has(self.guardrails) || self.guardrails.all(g, has(g.above) || has(g.below))",
-            "a guardrail needs above, below or both",
+            "!has(self.guardrails) || self.guardrails.all(g, (has(g.above) || has(g.below))"
+            " && (!has(g.above) || !has(g.below) || g.below < g.above))",
+            "a guardrail needs above, below or both, and below must be less than above",
         ),
     )
 
