@@ -12,6 +12,8 @@ from sandbox.errors import SandboxError
 MOUNT = Path("/sys/fs/cgroup")
 NAME = "rlhf-sandbox"
 REQUIRED = ("cpu", "memory", "pids")
+# Pods and builds are many processes; as one group they would get the share of a single process outside.
+_CPU_WEIGHTS = {"cpu.shares": "4096", "cpu.weight": "400"}  # four times the default, on v1 and v2
 _V2_CONTROLLERS = "+cpu +memory +pids +cpuset +io"
 
 
@@ -46,6 +48,9 @@ def create(mount: Path = MOUNT) -> None:
         for file in ("cpuset.cpus", "cpuset.mems"):  # v1: a new cpuset is empty, and refuses every process
             if not is_v2(mount) and (hierarchy / file).exists():
                 (group / file).write_text((hierarchy / file).read_text())
+        for file, weight in _CPU_WEIGHTS.items():
+            if (group / file).exists():
+                (group / file).write_text(weight)
 
 
 def remaining(mount: Path = MOUNT) -> list[Path]:
