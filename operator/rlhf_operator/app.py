@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import aiohttp
@@ -51,8 +51,16 @@ def _utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+def _version() -> str:
+    """Of the installed distribution; an image that holds the sources alone has none."""
+    try:
+        return version("rlhf-operator")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def _token() -> str | None:
-    """Read anew each time: the kubelet renews it."""
+    """What gateways are shown; read anew each time: the kubelet renews it."""
     try:
         return Path(TOKEN_PATH).read_text().strip()
     except OSError:
@@ -135,7 +143,7 @@ class App:
             ready=(self._check_primed,),
             measure=self._measure,
         )
-        metrics.build_info.labels(version("rlhf-operator")).set(1)
+        metrics.build_info.labels(_version()).set(1)
         metrics.precreate((spec.kind for spec in self._kinds), (source.resource.kind for source in self._sources))
         if config.metrics.per_object:
             metrics.registry.register(ObjectCollector(self._store.primaries))
@@ -284,6 +292,7 @@ class App:
 
     def _measure(self) -> None:
         self._queue.measure()
+        self._metrics.events_queued.set(self._recorder.queued)
         for kind, count in self._store.counts().items():
             self._metrics.store_objects.labels(kind).set(count)
         for plural, age in self._watch_clock.ages().items():

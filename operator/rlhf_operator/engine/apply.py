@@ -70,6 +70,8 @@ def needs_apply(stamped: Object, live: Object | None) -> bool:
 
 def is_subset(desired: Any, live: Any, *, field: str = "") -> bool:
     """Whether everything in `desired` is in `live` already, as the API server would store it."""
+    if live is None:
+        return desired in ({}, [], "")  # the API server drops what is empty
     if isinstance(desired, Mapping):
         return isinstance(live, Mapping) and all(
             is_subset(value, live.get(key), field=field if field in _QUANTITY_FIELDS else key)
@@ -80,8 +82,6 @@ def is_subset(desired: Any, live: Any, *, field: str = "") -> bool:
         return isinstance(live, Sequence) and not isinstance(live, str) and _list_subset(desired, live, field)
     if desired == live:
         return type(desired) is not bool or type(live) is bool
-    if live is None:
-        return desired in ({}, [], "")
     if field in _QUANTITY_FIELDS:
         return quantity(desired) is not None and quantity(desired) == quantity(live)
     return False

@@ -127,9 +127,13 @@ class Elector:
         try:
             answer = await request
         except ApiError as error:
-            if error.outcome in (Outcome.CONFLICT, Outcome.EXISTS, Outcome.ABSENT):
-                return False  # somebody was faster, or removed it: look again at the next step
-            raise
+            if error.outcome not in (Outcome.CONFLICT, Outcome.EXISTS, Outcome.ABSENT):
+                raise
+            # Somebody was faster, or removed it. Who holds it now must be known at once: a leader may have lost it.
+            live = await self._api.get(LEASE, self._namespace, self._name)
+            if live is not None:
+                self._observe(live)
+            return False
         self._observe(answer)
         self._lease = answer
         return True

@@ -122,14 +122,14 @@ class Puller:
 
 
 def http_fetch(session: aiohttp.ClientSession, token: Callable[[], str | None], timeout: float = TIMEOUT) -> Fetch:
-    """GETs JSON. `token` is read at each authenticated request: ServiceAccount tokens are renewed on disk."""
+    """GETs JSON. `token` is asked at each authenticated request: tokens are renewed on disk."""
 
     async def fetch(pull: Pull) -> Any:
         headers = {"Accept": "application/json"}
         if pull.authenticated:
             secret = token()
             if secret is None:
-                raise PullError("this operator has no ServiceAccount token to authenticate with")
+                raise PullError("this operator has no token to show to gateways: its pod must mount one")
             headers["Authorization"] = f"Bearer {secret}"
         try:
             async with session.get(

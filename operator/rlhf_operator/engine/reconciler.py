@@ -195,8 +195,12 @@ class _Pass:
         them, and a condition must not flicker."""
         type, live = self._spec.error_condition, (self._primary.get("status") or {}).get("conditions") or ()
         kept = [c for c in live if c.get("type") == type and c.get("reason") in set(Reason)]
-        others = [c for c in status.get("conditions") or () if not kept or c.get("type") != type]
-        return {**status, "conditions": [*others, *kept]} if kept else dict(status)
+        if not kept:
+            return dict(status)
+        planned = list(status.get("conditions") or ())
+        if all(c.get("type") != type for c in planned):
+            planned += kept
+        return {**status, "conditions": [kept[0] if c.get("type") == type else c for c in planned]}
 
     async def _again(self, error: ApiError) -> Result:
         """A failure that says nothing about the object: it was overtaken, or the API server is unwell."""

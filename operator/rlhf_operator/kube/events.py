@@ -82,6 +82,10 @@ class Recorder:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(QUEUED)
 
+    @property
+    def queued(self) -> int:
+        return self._queue.qsize()
+
     def record(self, regarding: Object, event: Event) -> None:
         meta = regarding["metadata"]
         identity = _Identity(meta.get("uid", ""), event.reason, event.message)

@@ -62,6 +62,7 @@ CATALOGUE = (
     Metric("store_objects", "gauge", "Objects held in memory.", ("kind",)),
     Metric("store_ghosts", "counter", "Objects whose deletion no watch reported, found by listing again.", ("kind",)),
     Metric("events", "counter", "Kubernetes Events: posted, series, folded, dropped, failed.", ("result",)),
+    Metric("events_queued", "gauge", "Kubernetes Events waiting to be written."),
     Metric("pulls", "counter", "HTTP pulls from pods: ok, error.", ("result",)),
     Metric("pull_seconds", "histogram", "Length of a pull."),
     Metric("event_loop_lag_seconds", "gauge", "How late the event loop woke a timer, at the last look."),
@@ -109,6 +110,7 @@ class Metrics:
         self.store_objects: Gauge = made["store_objects"]
         self.store_ghosts: Counter = made["store_ghosts"]
         self.events: Counter = made["events"]
+        self.events_queued: Gauge = made["events_queued"]
         self.pulls: Counter = made["pulls"]
         self.pull_seconds: Histogram = made["pull_seconds"]
         self.loop_lag: Gauge = made["event_loop_lag_seconds"]

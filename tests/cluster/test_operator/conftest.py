@@ -12,23 +12,22 @@ from tests.cluster.test_operator.world import Cluster, Operators, cluster, insta
 
 
 @pytest.fixture(scope="session")
-def toy_kind(control_plane, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The toy's CRD is served."""
-    install(control_plane, tmp_path_factory.mktemp("toy-crds"))
-    return "Widget"
+def operator_kubeconfig(control_plane, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a user with the toy's generated role; the toy's CRD is served."""
+    return install(control_plane, tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
-async def world(toy_kind: str, kubeconfig: Path, namespace: str) -> AsyncIterator[Cluster]:
-    assert toy_kind
+async def world(operator_kubeconfig: Path, kubeconfig: Path, namespace: str) -> AsyncIterator[Cluster]:
+    assert operator_kubeconfig  # made: so is the CRD
     async with cluster(kubeconfig, namespace) as made:
         yield made
 
 
 @pytest.fixture
-async def operators(world: Cluster, kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Operators]:
+async def operators(operator_kubeconfig: Path, namespace: str, tmp_path: Path) -> AsyncIterator[Operators]:
     async with aiohttp.ClientSession() as http:
-        made = Operators(kubeconfig, world.namespace, tmp_path, http)
+        made = Operators(operator_kubeconfig, namespace, tmp_path, http)
         try:
             yield made
         finally:

@@ -7,7 +7,9 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
+import yaml
 
+from rlhf_operator.api.decision import admission_policy, admission_policy_binding
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB
 from rlhf_operator.kube.errors import ApiError
 from tests.cluster.test_operator.world import WIDGETS, Cluster, Operators, quiet, until, writes
@@ -31,7 +33,7 @@ async def test_nothing_is_written_at_rest(world: Cluster, operators: Operators, 
 
     seen = list(control_plane.requests(since=since))
     leases = [r for r in seen if r.resource == "leases" and r.is_write and r.namespace == world.namespace]
-    assert writes(iter(seen), world.namespace) == []
+    assert writes(seen, world.namespace) == []
     assert len(leases) > REST_SECONDS / 4, "the operator was not alive"
     assert await replica.metric("rlhf_operator_store_ghosts_total") == 0
 
@@ -55,6 +57,26 @@ async def test_a_life_costs_its_children_and_four_more_writes(
     events = counts[("create", "events", "")]
     assert (children, status, events) == (2, 2, 2)
     assert children + status + events <= 2 + 4
+
+
+async def test_decisions_are_honoured_only_while_their_policy_is_in_force(operators: Operators, kubectl) -> None:
+    replica = await operators.start()
+
+    def honoured(expected: float):
+        async def holds() -> bool:
+            return await replica.metric("rlhf_operator_decisions_honoured") == expected
+
+        return holds
+
+    await until(honoured(0), "there is no policy yet", log=replica.log)
+    kubectl("apply", "-f", "-", input=yaml.safe_dump_all([admission_policy(), admission_policy_binding()]))
+    try:
+        await until(honoured(1), "the policy was seen", log=replica.log)
+        audit_only = {**admission_policy_binding()["spec"], "validationActions": ["Audit"]}
+        kubectl("apply", "-f", "-", input=yaml.safe_dump({**admission_policy_binding(), "spec": audit_only}))
+        await until(honoured(0), "a policy that only audits binds nobody", log=replica.log)
+    finally:
+        kubectl("delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
 
 
 async def test_fields_of_others_are_left_alone(world: Cluster, operators: Operators) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,8 +19,9 @@ import aiohttp
 import yaml
 
 from rlhf_operator.api.crd import custom_resource_definition
-from rlhf_operator.api.labels import API_VERSION, FIELD_MANAGER
+from rlhf_operator.api.labels import API_VERSION
 from rlhf_operator.engine.reconciler import primary_resource
+from rlhf_operator.kinds import rbac
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, Resource
 from rlhf_operator.kube.api import Api
 from rlhf_operator.obs.metrics import Metrics
@@ -29,14 +30,22 @@ from tests.property.toy import WIDGET
 
 ROOT = Path(__file__).parents[3]
 WIDGETS = primary_resource(WIDGET)
+RBAC = "rbac.authorization.k8s.io/v1"
+OPERATOR = "toy-operator"  # the user that the operator acts as, with the generated role and no other
 Dict = dict[str, Any]
 
 
-def install(control_plane: Any, folder: Path) -> None:
-    """The CRDs that the toy operator watches."""
+def install(control_plane: Any, folder: Path) -> Path:
+    """What the toy needs: its CRD and its role, generated like those of the real kinds; returns a kubeconfig."""
     file = folder / "widgets.json"
     file.write_text(json.dumps(custom_resource_definition(WIDGET)))
     control_plane.install_crds(file, ROOT / "crds" / "rlhf.dev_decisions.yaml")
+    rules = [*rbac.operator_rules((WIDGET,)), *rbac.operator_cluster_rules(), *rbac.lease_rules()]
+    role = {"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": OPERATOR}, "rules": rules}
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
+    binding = ("create", "clusterrolebinding", OPERATOR, f"--clusterrole={OPERATOR}", f"--user={OPERATOR}")
+    control_plane.kubectl(*binding, check=False)
+    return control_plane.user(OPERATOR)
 
 
 @dataclass
@@ -190,21 +199,18 @@ async def cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[Cluster]:
         await api.close()
 
 
-def writes(requests: Iterator[Request], namespace: str) -> list[Request]:
+def writes(requests: Iterable[Request], namespace: str) -> list[Request]:
     """The operator's writes in a namespace, Leases excepted."""
-    return [
-        r
-        for r in requests
-        if r.is_write and r.namespace == namespace and r.user_agent.startswith(FIELD_MANAGER) and r.resource != "leases"
-    ]
+    ours = (r for r in requests if (r.user, r.namespace) == (OPERATOR, namespace))
+    return [r for r in ours if r.is_write and r.resource != "leases"]
 
 
 async def quiet(replica: Replica) -> None:
     """Until the operator has nothing to do."""
 
     async def idle() -> bool:
-        depth = await replica.metric("rlhf_operator_workqueue_depth")
-        return depth == 0 and await replica.metric("rlhf_operator_active_workers") == 0
+        busy = ("workqueue_depth", "active_workers", "events_queued")
+        return sum([await replica.metric(f"rlhf_operator_{gauge}") for gauge in busy]) == 0
 
     for _ in range(3):  # a pass that wrote is followed by one that looks again
         await until(idle, "the queue is empty", log=replica.log)
