@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from rlhf_operator.api.reward_model_job import RewardModelJob
+from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, EXAMPLES, Body, changed, example, text
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
@@ -24,8 +25,9 @@ def crds(control_plane) -> None:
 class Objects:
     """Objects of one namespace."""
 
-    def __init__(self, kubectl: Any, namespace: str) -> None:
+    def __init__(self, kubectl: Any, rest: Rest, namespace: str) -> None:
         self._kubectl = kubectl
+        self._rest = rest
         self._namespace = namespace
 
     def __call__(self, *words: str, **options: Any) -> Any:
@@ -41,13 +43,17 @@ class Objects:
 
     def refusal(self, body: Body) -> str:
         """What the server says to a new version of an object; empty if it takes it."""
-        answer = self("apply", "--server-side", "--dry-run=server", "-f", "-", input=text(body), check=False)
-        return str(answer.stderr) if answer.returncode else ""
+        return self._rest.apply(body, self._namespace)
+
+
+@pytest.fixture(scope="module")
+def rest(control_plane, tmp_path_factory) -> Rest:
+    return Rest(control_plane.kubeconfig, tmp_path_factory.mktemp("rest"))
 
 
 @pytest.fixture
-def objects(kubectl, namespace) -> Objects:
-    return Objects(kubectl, namespace)
+def objects(kubectl, rest: Rest, namespace) -> Objects:
+    return Objects(kubectl, rest, namespace)
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in EXAMPLES.rglob("*.yaml")))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.cluster.samples import CRDS, DELETED, changed, example, text
+from tests.cluster.rest import Rest
+from tests.cluster.samples import CRDS, DELETED, changed, example
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
 APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
@@ -173,18 +173,21 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def crds(control_plane) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def rest(control_plane, tmp_path_factory) -> Rest:
     control_plane.install_crds(CRDS)
-    return
+    return Rest(control_plane.kubeconfig, tmp_path_factory.mktemp("rest"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
-def test_it_is_refused_with_field_and_remedy(kubectl, case: Case) -> None:
-    body = changed(example(case.example), case.changes)
+def test_it_is_refused_with_field_and_remedy(rest: Rest, case: Case) -> None:
+    refusal = rest.create(changed(example(case.example), case.changes))
 
-    answer = kubectl("create", "--dry-run=server", "-f", "-", input=text(body), check=False)
+    assert refusal, "accepted"
+    missing = [fragment for fragment in case.message if fragment not in refusal]
+    assert not missing, f"{missing} not in: {refusal}"
 
-    assert answer.returncode != 0, f"accepted: {answer.stdout}"
-    missing = [fragment for fragment in case.message if fragment not in answer.stderr]
-    assert not missing, f"{missing} not in: {answer.stderr}"
+
+@pytest.mark.parametrize("file", [RM, PPO, ROLLOUT])
+def test_the_object_that_is_spoiled_is_sound(rest: Rest, file: str) -> None:
+    assert rest.create(example(file)) == ""
