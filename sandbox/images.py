@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,6 +80,11 @@ def build_secrets(etc: Path = Path("/etc")) -> list[str]:
     ]
 
 
+def records(places: Paths) -> Path:
+    """Where it is written down what images were built of."""
+    return places.cluster / "images"
+
+
 @dataclass(frozen=True)
 class Images:
     """The image store of a running sandbox, whose first process is `init`."""
@@ -105,14 +109,14 @@ class Images:
 
     def ensure_base(self, archive: Path) -> None:
         """The pod sandbox's image and the Dockerfiles' base, neither of which anything is pulled for."""
-        present, built = self.present(), self._built()
+        present = self.present()
         pause = Path(self.binaries.command("pause")[0])
         dockerfile = f'FROM scratch\nADD {pause.name} /pause\nENTRYPOINT ["/pause"]\n'
         for reference, context, text, key in (
             (PAUSE_IMAGE, pause.parent, dockerfile, pause.parent.name),
             (base_image.REFERENCE, archive.parent, base_image.DOCKERFILE, base_image.key()),
         ):
-            if reference not in present or built.get(reference) != key:
+            if reference not in present or self._built(reference) != key:
                 with tempfile.TemporaryDirectory(dir=self.places.cluster) as folder:
                     (Path(folder) / "Dockerfile").write_text(text)
                     self._buildctl(reference, context, Path(folder), "Dockerfile", ())
@@ -127,12 +131,13 @@ class Images:
         for name in wanted:
             if name not in IMAGES and not name.endswith(".tar"):
                 raise SandboxError(f"no image is called {name!r}: choose of {', '.join(IMAGES)}, or name a .tar file")
-        with locks.exclusive(self.places.cluster / "images.lock", "building images", self.progress):
-            for name in wanted:
-                if name in IMAGES:
+        for name in wanted:
+            if name in IMAGES:
+                lock = self._records / f"{name}.lock"
+                with locks.exclusive(lock, f"building the image {name}", self.progress):
                     self._load(IMAGES[name])
-                else:
-                    self._import(Path(name))
+            else:
+                self._import(Path(name))
 
     def tidy(self) -> None:
         """Frees what earlier builds held.
@@ -147,7 +152,7 @@ class Images:
 
     def _load(self, image: Image) -> None:
         key = content_key(image, self.checkout)
-        if self._built().get(image.reference) == key and image.reference in self.present():
+        if self._built(image.reference) == key and image.reference in self.present():
             self.progress.say(f"image {image.reference} is up to date")
             return
         with self.progress.step(f"building image {image.reference} from {image.dockerfile}"):
@@ -196,14 +201,18 @@ class Images:
 
     @property
     def _records(self) -> Path:
-        return self.places.cluster / "images.json"
+        return records(self.places)
 
-    def _built(self) -> dict[str, str]:
+    def _record_of(self, reference: str) -> Path:
+        return self._records / f"{reference.replace('/', '_')}.key"
+
+    def _built(self, reference: str) -> str | None:
+        """The key of what this image was built of."""
         try:
-            records: dict[str, str] = json.loads(self._records.read_text())
-        except (OSError, ValueError):
-            return {}
-        return records
+            return self._record_of(reference).read_text()
+        except OSError:
+            return None
 
     def _record(self, reference: str, key: str) -> None:
-        self._records.write_text(json.dumps({**self._built(), reference: key}, indent=1))
+        self._records.mkdir(exist_ok=True)
+        self._record_of(reference).write_text(key)

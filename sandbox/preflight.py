@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import cgroups, debian, namespaces, network
+from sandbox import cgroups, debian, images, namespaces, network
 from sandbox.errors import SandboxError
 from sandbox.paths import Paths
 
@@ -150,7 +150,7 @@ def gather(places: Paths) -> Facts:
         other_sandbox=others[0] if others else None,
         state=places.state.resolve(),
         free_disk_gb=shutil.disk_usage(places.cluster).free / 1e9,
-        has_images=(places.cluster / "images.json").exists(),
+        has_images=images.records(places).exists(),
         memory_gb=_available_memory_gb(),
     )
 
