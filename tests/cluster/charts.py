@@ -56,3 +56,14 @@ class Charts:
                 raise ChartError(done.stderr)
             self._done[key] = Rendered(done.stdout)
         return self._done[key]
+
+
+def helm(kubeconfig: Path, *words: str) -> str:
+    """Runs Helm against a cluster; raises ChartError with what it says."""
+    command = binaries.from_environment(paths.from_environment(), Progress()).command("helm")
+    done = subprocess.run(
+        [*command, "--kubeconfig", str(kubeconfig), *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ChartError(done.stderr)
+    return done.stdout

@@ -13,7 +13,7 @@ from rlhf_gateway.wire import TOKEN_AUDIENCE, TOKEN_PATH
 from rlhf_operator.api.decision import admission_policy, admission_policy_binding
 from rlhf_operator.config import DEFAULT_PATH, Config, load
 from rlhf_operator.kinds import KINDS, rbac
-from tests.cluster.charts import HELM, ChartError, Charts, Rendered
+from tests.cluster.charts import HELM, ChartError, Charts, Rendered, helm
 
 OPERATOR, CRDS = "rlhf-operator", "rlhf-operator-crds"
 
@@ -317,3 +317,20 @@ def test_what_is_installed_does_not_differ_from_what_is_rendered(charts: Charts,
 
     again = kubectl("diff", *apply, input=text, check=False)
     assert (again.returncode, again.stdout) == (0, "")
+
+
+def test_helm_installs_upgrades_and_keeps_the_crds_when_it_goes(kubeconfig, kubectl, namespace) -> None:
+    """Other tests of the session have made the same cluster-wide objects: take them over."""
+    take = ("upgrade", "--install", "--take-ownership", "--force-conflicts", "--namespace", namespace)
+    own = "fullnameOverride=by-helm"
+    helm(kubeconfig, *take, CRDS, str(HELM / CRDS))
+    helm(kubeconfig, *take, "op", str(HELM / OPERATOR), "--set", own, "--set", "decisionPolicy.create=false")
+    helm(kubeconfig, *take, "op", str(HELM / OPERATOR), "--set", own, "--set", "decisionPolicy.create=false,replicas=2")
+    assert "2" in kubectl("-n", namespace, "get", "deployment", "by-helm", "-o", "jsonpath={.spec.replicas}").stdout
+    kubectl("-n", namespace, "create", "-f", str(HELM.parent / "manifests/examples/reward-model-job.yaml"))
+
+    helm(kubeconfig, "uninstall", "op", "--namespace", namespace)
+    helm(kubeconfig, "uninstall", CRDS, "--namespace", namespace)
+
+    assert "helpful-rm" in kubectl("-n", namespace, "get", "rmj").stdout
+    assert "NotFound" in kubectl("get", "clusterrole", "by-helm", check=False).stderr
