@@ -1,4 +1,4 @@
-"""Programs that come as Debian packages: the container runtime, and Prometheus for a test.
+"""Programs that come as Debian packages: the container runtime, tools, and Prometheus for a test.
 
 Installing them must not start their services: the machine may run containers of its own.
 """
@@ -23,6 +23,11 @@ PACKAGES = {
     "runc": "runc",
     "nft": "nftables",
     "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "sysctl": "procps",
+    "openssl": "openssl",
+    "nsenter": "util-linux",
+    "mount": "mount",
 }
 CNI_PACKAGE = "containernetworking-plugins"
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))

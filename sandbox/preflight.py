@@ -14,14 +14,6 @@ from sandbox import cgroups, debian, images, namespaces, network
 from sandbox.errors import SandboxError
 from sandbox.paths import Paths
 
-TOOLS = {
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "mount": "mount",
-    "sysctl": "procps",
-    "openssl": "openssl",
-}
 # Binaries and base image 0.4 GB, images 11 GB, twice the largest layer while it is built.
 DISK_GB = 20.0
 DISK_GB_WITH_IMAGES = 6.0
@@ -39,7 +31,6 @@ class Facts:
 
     system: str = "Linux"
     is_root: bool = True
-    missing_tools: tuple[str, ...] = ()
     missing_packages: tuple[str, ...] = ()
     has_apt: bool = True
     cgroup_controllers: frozenset[str] = frozenset(cgroups.REQUIRED)
@@ -73,14 +64,10 @@ def problems(facts: Facts) -> list[Problem]:
 
 
 def _software(facts: Facts) -> list[Problem]:
-    found = []
-    if facts.missing_tools:
-        packages = ", ".join(sorted({TOOLS[tool] for tool in facts.missing_tools}))
-        found.append(Problem(f"Programs are missing: {', '.join(facts.missing_tools)}.", f"Install {packages}."))
-    if facts.missing_packages and not facts.has_apt:
-        names = ", ".join(facts.missing_packages)
-        found.append(Problem(f"The container runtime is missing: {names}.", "Install it; there is no apt-get here."))
-    return found
+    if facts.has_apt or not facts.missing_packages:
+        return []  # `up` installs what is missing
+    names = ", ".join(facts.missing_packages)
+    return [Problem(f"Programs are missing (by their Debian packages): {names}.", "Install them; apt-get is not here.")]
 
 
 def _kernel(facts: Facts) -> list[Problem]:
@@ -136,23 +123,26 @@ def gather(places: Paths) -> Facts:
     if basic.system != "Linux" or not basic.is_root:
         return basic
     places.cluster.mkdir(parents=True, exist_ok=True)
-    tools = tuple(tool for tool in TOOLS if shutil.which(tool) is None)
+    has_unshare, has_ip = (shutil.which(program) is not None for program in ("unshare", "ip"))
     others = [folder for folder in namespaces.running() if folder != places.cluster]
     own_network = bool(others) or namespaces.find(places) is not None
     return Facts(
-        missing_tools=tools,
         missing_packages=tuple(debian.missing()),
         has_apt=shutil.which("apt-get") is not None,
         cgroup_controllers=frozenset(cgroups.controllers()),
-        namespaces_refused=namespaces.can_be_made() if not tools else None,
-        overlay_refused=_try_overlay(places.cluster) if not tools else None,
-        overlapping_routes=() if tools or own_network else tuple(network.overlapping(network.foreign_routes())),
+        namespaces_refused=namespaces.can_be_made() if has_unshare else None,
+        overlay_refused=_try_overlay(places.cluster) if has_unshare else None,
+        overlapping_routes=_overlapping_routes() if has_ip and not own_network else (),
         other_sandbox=others[0] if others else None,
         state=places.state.resolve(),
         free_disk_gb=shutil.disk_usage(places.cluster).free / 1e9,
         has_images=images.records(places).exists(),
         memory_gb=_available_memory_gb(),
     )
+
+
+def _overlapping_routes() -> tuple[str, ...]:
+    return tuple(network.overlapping(network.foreign_routes()))
 
 
 def check(places: Paths) -> None:

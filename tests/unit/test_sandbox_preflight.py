@@ -22,8 +22,7 @@ def test_a_machine_that_has_everything_has_no_problems() -> None:
     [
         (Facts(system="Darwin"), "needs Linux; this is Darwin", "Linux machine"),
         (Facts(is_root=False), "needs root", "sudo"),
-        (Facts(missing_tools=("ip", "nsenter")), "missing: ip, nsenter", "Install iproute2, util-linux"),
-        (Facts(missing_packages=("runc",), has_apt=False), "runtime is missing: runc", "no apt-get"),
+        (Facts(missing_packages=("runc", "iproute2"), has_apt=False), "runc, iproute2", "Install them"),
         (Facts(cgroup_controllers=frozenset({"cpu"})), "missing: memory, pids", "/sys/fs/cgroup"),
         (Facts(namespaces_refused="Operation not permitted"), "Operation not permitted", "privileged"),
         (Facts(overlay_refused="invalid argument"), "overlayfs", "RLHF_SANDBOX_DIR"),
@@ -51,7 +50,7 @@ def test_images_that_are_there_need_no_second_room() -> None:
 
 
 def test_several_problems_are_told_at_once() -> None:
-    assert len(problems(Facts(free_disk_gb=1, memory_gb=1, missing_tools=("ip",)))) == 3
+    assert len(problems(Facts(free_disk_gb=1, memory_gb=1, overlapping_routes=("10.96.0.0/12",)))) == 3
 
 
 def test_the_error_ends_with_how_to_use_another_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
