@@ -13,7 +13,7 @@ from rlhf_gateway.settings import Settings, SettingsError
 
 
 def main() -> None:
-    """Run until SIGTERM, then drain. Exit code 2: the environment is wrong."""
+    """Run until SIGTERM, then drain. Exit code 1, with a message: the environment is wrong."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = Settings.from_env(os.environ)

@@ -32,6 +32,7 @@ from rlhf_gateway.wire import GatewayConfig
 
 log = logging.getLogger(__name__)
 
+KEEPALIVE_SECONDS = 4.0  # below the 5 s after which common model servers close an idle connection
 FILTER_RETRY_SECONDS = 5.0  # a claim may be filled after the rollout was written
 
 
@@ -55,7 +56,7 @@ class Gateway:
     async def start(self) -> None:
         """Open the ports and follow the configuration."""
         settings = self.settings
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
         session = await self._stack.enter_async_context(
             aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
         )

@@ -75,14 +75,16 @@ class _Row:
 class Ledger:
     """All counts of this process. Not thread-safe: it lives on the event loop."""
 
-    def __init__(self, pod_uid: str, epoch: str, max_conversations: int = 200_000) -> None:
+    def __init__(self, pod_uid: str, epoch: str, max_conversations: int = 200_000, max_rows: int = 64) -> None:
         self.pod_uid = pod_uid
         self.epoch = epoch
         self.uncounted_conversations = 0
         self._max_conversations = max_conversations
-        self._rows: dict[RowKey, _Row] = {}
+        self._max_rows = max_rows
+        self._rows: dict[RowKey, _Row] = {}  # oldest first; rows of stages long past are given up
         self._units: dict[str, int] = {}
-        self._seen: dict[Scope, dict[tuple[RowKey, bytes], int]] = {}  # oldest scope first
+        self._seen: dict[Scope, dict[RowKey, dict[bytes, int]]] = {}  # oldest scope first
+        self._remembered = 0
         # Scopes whose memory was given up: their conversations are never counted again. One entry per stage that was
         # ever left behind, so it stays small for the life of a pod.
         self._retired: set[Scope] = set()
@@ -90,11 +92,11 @@ class Ledger:
     @property
     def remembered(self) -> int:
         """Conversations in memory, over all rows."""
-        return sum(len(seen) for seen in self._seen.values())
+        return self._remembered
 
     def record(self, scope: Scope, key: RowKey, conversation: Conversation, outcome: Outcome) -> None:
         """Count one answered (or failed) request."""
-        row = self._rows.setdefault(key, _Row())
+        row = self._row(key)
         row.requests += 1
         row.failures += outcome.failed
         row.judged += outcome.violating is not None
@@ -111,11 +113,11 @@ class Ledger:
 
     def divert(self, key: RowKey) -> None:
         """Count a request that left this arm unanswered because the arm was ejected."""
-        self._rows.setdefault(key, _Row()).diverted += 1
+        self._row(key).diverted += 1
 
     def harmful_reanswer(self, key: RowKey) -> None:
         """Count a tripped answer that stable gave in place of canary: it reached a user, but is no sample of stable."""
-        self._rows.setdefault(key, _Row()).harmful_served += 1
+        self._row(key).harmful_served += 1
 
     def latency_sums_ms(self) -> dict[RowKey, float]:
         """Sum of latencies per row, for histograms."""
@@ -133,11 +135,16 @@ class Ledger:
             uncounted_conversations=self.uncounted_conversations,
         )
 
+    def _row(self, key: RowKey) -> _Row:
+        if key not in self._rows and len(self._rows) >= self._max_rows:
+            del self._rows[next(iter(self._rows))]
+        return self._rows.setdefault(key, _Row())
+
     def _count_conversation(
         self, scope: Scope, key: RowKey, row: _Row, conversation: Conversation, outcome: Outcome, bucket: int | None
     ) -> None:
-        seen = self._memory(scope)
-        mark = (key, hashlib.blake2b(conversation.key.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+        seen = self._memory(scope, key)
+        mark = hashlib.blake2b(conversation.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         flags = seen.get(mark, 0) if seen is not None else 0
         if seen is None or (not flags and not self._make_room(scope)):
             self.uncounted_conversations += 1
@@ -147,6 +154,7 @@ class Ledger:
         now |= _JUDGED * (outcome.violating is not None) | _VIOLATING * (outcome.violating is True)
         new = now & ~flags
         seen[mark] = now
+        self._remembered += not flags
         row.conversations += bool(new & _SEEN)
         row.failed_conversations += bool(new & _FAILED)
         row.judged_conversations += bool(new & _JUDGED)
@@ -154,18 +162,18 @@ class Ledger:
         if bucket is not None and new & _TIMED:
             row.first_latency[bucket] += 1
 
-    def _memory(self, scope: Scope) -> dict[tuple[RowKey, bytes], int] | None:
+    def _memory(self, scope: Scope, key: RowKey) -> dict[bytes, int] | None:
         if scope in self._retired:
             return None
-        return self._seen.setdefault(scope, {})
+        return self._seen.setdefault(scope, {}).setdefault(key, {})
 
     def _make_room(self, scope: Scope) -> bool:
         """Whether one more conversation may be remembered; gives up older scopes first."""
-        while self.remembered >= self._max_conversations:
+        while self._remembered >= self._max_conversations:
             oldest = next(iter(self._seen))
             if oldest == scope:
                 return False
-            del self._seen[oldest]
+            self._remembered -= sum(len(seen) for seen in self._seen.pop(oldest).values())
             self._retired.add(oldest)
         return True
 

@@ -1,8 +1,9 @@
 """One user's request, from question to answer. The user gets exactly one answer, from one arm.
 
 A canary that fails, or whose answer trips the safety filter, is answered for by stable, as long as nothing has been
-sent. What the canary did is counted against the canary; stable's stand-in is no sample of stable, because its prompts
-were chosen by the canary's failures.
+sent. A request that the canary refuses (4xx) is put to stable too: what stable answers was not the user's mistake. What
+the canary did is counted against the canary; stable's stand-in is no sample of stable, because its prompts were chosen
+by the canary's failures.
 
 Where stand-ins on safety hits are asked for, both arms are read whole before anything is sent: sent tokens cannot be
 recalled, and buffering one arm only would bias latency.
@@ -28,7 +29,7 @@ from rlhf_gateway.state import State
 from rlhf_gateway.upstream import Answer, OpenAnswer, Question, Upstream, UpstreamError
 from rlhf_gateway.wire import ARM_HEADER, FALLBACK_HEADER, REVISION_HEADER
 
-Reason = Literal["safety", "failure", "ejected", "severed"]
+Reason = Literal["safety", "failure", "refused", "ejected", "severed"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Exchange:
         self._received: list[bytes] = []
 
     async def answer(self) -> web.StreamResponse:
-        """The user's response. Never raises UpstreamError; CancelledError when the user went away."""
+        """The user's response. Raises nothing but CancelledError, when the user went away."""
         started = self._parts.clock()
         try:
             async with self._parts.state.flights.enter(self._seat.backend.revision):
@@ -67,9 +68,12 @@ class Exchange:
             return await self._failed(error)
         except SeveredError as error:
             return await self._severed(error)
-        except (asyncio.CancelledError, ConnectionResetError):
+        except asyncio.CancelledError:
             self._abandoned(started)
             raise
+        except ConnectionResetError:  # from writing to the user: the arm's own are UpstreamErrors
+            self._abandoned(started)
+            return self._streaming or web.Response()
         return await self._heard(answer, (self._parts.clock() - started) * 1000)
 
     async def stand_in(self, reason: Reason) -> web.StreamResponse:
@@ -102,6 +106,8 @@ class Exchange:
         return Answer(opened.status, opened.headers, b"".join(self._received))
 
     async def _heard(self, answer: Answer, elapsed_ms: float) -> web.StreamResponse:
+        if self._seat.arm == "canary" and 400 <= answer.status < 500:
+            return await self._refused()
         violating = await self._parts.clerk.judge(answer)
         failed = answer.status >= 500
         canary = self._seat.arm == "canary"
@@ -126,9 +132,15 @@ class Exchange:
             return self._streaming
         return web.Response(status=answer.status, headers=self._headers(answer.headers), body=answer.body)
 
+    async def _refused(self) -> web.StreamResponse:
+        """The canary says that the user is wrong: it is the canary that is, when stable disagrees."""
+        response = await self.stand_in("refused")
+        failed = response.status < 400
+        self._write(Outcome(failed=failed), Fate(status=response.status, fallback="refused"))
+        return response
+
     async def _failed(self, error: UpstreamError) -> web.StreamResponse:
-        if error.kind == "connect":
-            self._parts.state.health.note(self._seat.backend.revision, "dead")
+        self._parts.state.health.note_failure(self._seat.backend.revision, error.kind)
         # After a timeout the user's patience is spent: asking stable as well would double it.
         rescued = self._seat.arm == "canary" and self._streaming is None and error.kind != "timeout"
         status = 504 if error.kind == "timeout" else 502

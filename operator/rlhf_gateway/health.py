@@ -1,9 +1,9 @@
 """Which revisions are dead, as this pod sees it.
 
 A refused connection is a fact, not a statistic: the revision is ejected at once, for this pod, and its conversations go
-to stable until a probe succeeds. Anything softer (slow, 5xx) takes several probes in a row, and is otherwise left to
-the operator's tests. Both revisions are probed all the time, so that a canary that died while idle is known before the
-next user meets it.
+to stable until a probe succeeds. Anything softer (slow, 5xx, no connection in time, which may be this pod's own fault)
+takes several probes in a row, and is otherwise left to the operator's tests. Both revisions are probed all the time, so
+that a canary that died while idle is known before the next user meets it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal
 
 import aiohttp
 
+from rlhf_gateway.upstream import FailureKind
 from rlhf_gateway.wire import Backend
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,13 @@ class HealthTable:
         if ejected != (revision in self._ejected):
             (self._ejected.add if ejected else self._ejected.discard)(revision)
             self._on_change(revision, ejected)
+
+    def note_failure(self, revision: str, kind: FailureKind) -> None:
+        """Take in how a user's request failed; only failures to connect say something about the endpoint."""
+        if kind == "refused":
+            self.note(revision, "dead")
+        elif kind == "unreachable":
+            self.note(revision, "unwell")
 
     def keep_only(self, revisions: Iterable[str]) -> None:
         """Forget revisions that are no longer routed to."""
@@ -88,7 +96,7 @@ class Prober:
         try:
             async with self._session.get(backend.url.rstrip("/") + HEALTH_PATH, timeout=self._timeout) as response:
                 return "alive" if response.status < 300 else "unwell"
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        except aiohttp.ClientConnectorError:
             return "dead"
         except (aiohttp.ClientError, TimeoutError, OSError):
             return "unwell"

@@ -19,7 +19,7 @@ from rlhf_trainer.safety.scorer import FormatError, LinearFilter
 
 log = logging.getLogger(__name__)
 
-_INLINE_CHARACTERS = 4096  # longer answers are scored on a thread: about a millisecond of event loop
+_INLINE_CHARACTERS = 1000  # longer answers are scored on a thread: this many take some 4 ms of the event loop
 
 
 class SafetyFilter(Protocol):

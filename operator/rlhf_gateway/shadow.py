@@ -55,8 +55,7 @@ class Shadow:
             ):
                 answer = await opened.whole()
         except UpstreamError as error:
-            if error.kind == "connect":
-                self._state.health.note(seat.backend.revision, "dead")
+            self._state.health.note_failure(seat.backend.revision, error.kind)
             self._clerk.write(seat, Outcome(failed=True), Fate())
             return
         except SeveredError:

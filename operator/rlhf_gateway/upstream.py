@@ -22,7 +22,8 @@ from multidict import CIMultiDict
 from rlhf_gateway.openai import EVENT_STREAM
 from rlhf_gateway.wire import Backend
 
-FailureKind = Literal["connect", "disconnected", "timeout", "oversized"]
+FailureKind = Literal["refused", "unreachable", "disconnected", "timeout", "oversized"]
+RETRIED: frozenset[FailureKind] = frozenset({"refused", "unreachable", "disconnected"})
 
 # RFC 9110 section 7.6.1, plus what this hop decides by itself.
 _NOT_FORWARDED = frozenset(
@@ -125,7 +126,7 @@ class Upstream:
         try:
             return await self._send_once(backend, question)
         except UpstreamError as error:
-            if error.kind not in ("connect", "disconnected"):
+            if error.kind not in RETRIED:
                 raise
         return await self._send_once(backend, question)
 
@@ -146,8 +147,10 @@ def _translated() -> Iterator[None]:
     """aiohttp's exceptions as UpstreamError."""
     try:
         yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UpstreamError("connect", f"cannot connect: {error}") from error
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamError("refused", f"cannot connect: {error}") from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise UpstreamError("unreachable", "no connection in time") from error
     except TimeoutError as error:
         raise UpstreamError("timeout", "no whole answer in time") from error
     except (aiohttp.ClientError, OSError) as error:

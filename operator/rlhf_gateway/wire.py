@@ -32,7 +32,7 @@ TOKEN_PATH = "/var/run/secrets/rlhf.dev/gateway/token"  # of the operator, mount
 TERMINATION_GRACE_SECONDS = 90
 ARM_HEADER = "X-RLHF-Arm"  # response: the arm that answered
 REVISION_HEADER = "X-RLHF-Revision"  # response: the revision that answered
-FALLBACK_HEADER = "X-RLHF-Fallback"  # response: why stable answered for canary: safety | failure | ejected | severed
+FALLBACK_HEADER = "X-RLHF-Fallback"  # response: why stable answered: safety, failure, refused, ejected, severed
 
 Arm = Literal["stable", "canary"]
 

@@ -92,6 +92,13 @@ def test_a_newer_stage_takes_the_memory_of_an_older_one_which_is_then_never_reco
     assert ledger.uncounted_conversations == 1
 
 
+def test_rows_of_stages_long_past_are_given_up() -> None:
+    ledger = Ledger("pod", "epoch", max_rows=3)
+    for stage in range(10):
+        ledger.record(Scope("salt", stage), RowKey(stage, "canary", "rev-b", False), talk("a"), Outcome())
+    assert [row.stage for row in ledger.snapshot(1).counts] == [7, 8, 9]
+
+
 def test_a_new_candidate_counts_the_same_people_anew() -> None:
     ledger = Ledger("pod", "epoch")
     ledger.record(Scope("one", 1), STABLE, talk("a"), Outcome())

@@ -152,6 +152,19 @@ async def test_a_connection_lost_before_the_answer_is_tried_again_once_on_the_sa
         assert counts_of(await w.pull(), "stable").failures == 1
 
 
+async def test_a_refusal_that_stable_does_not_share_is_the_canarys_failure() -> None:
+    async with world() as w:
+        await w.configure(**HALF)
+        w.canary.status = 400
+        response = await w.ask(ON_CANARY[0])
+        assert (response.status, response.headers["X-RLHF-Fallback"]) == (200, "refused")
+        assert counts_of(await w.pull(), "canary").failures == 1
+        w.stable.status = 400
+        assert (await w.ask(ON_CANARY[1])).status == 400
+        row = counts_of(await w.pull(), "canary")
+        assert (row.requests, row.failures) == (2, 1)  # the second was the user's own mistake
+
+
 async def test_a_timeout_is_not_tried_again() -> None:
     async with world(limits=Limits(total_seconds=0.1)) as w:
         await w.configure(**HALF)

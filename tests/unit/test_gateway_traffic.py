@@ -40,7 +40,7 @@ async def test_weights_change_under_traffic_without_a_failed_request() -> None:
         assert {line.arm for line in traffic.lines} == {"stable", "canary"}
         evidence = await w.pull()
         assert sum(row.failures for row in evidence.counts) == 0
-        assert sum(row.requests for row in evidence.counts) == len(traffic.lines)
+        assert sum(row.requests + row.diverted for row in evidence.counts) == len(traffic.lines)
 
 
 async def test_a_conversation_never_leaves_the_canary_while_the_weight_grows() -> None:

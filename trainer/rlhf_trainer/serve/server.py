@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -187,19 +188,28 @@ async def _stream(
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
-    if (opening := envelope.opening()) is not None:
-        await response.write(event(opening))
-    try:
-        async with aclosing(_events(queue)) as events:
-            async for one in events:
-                if isinstance(one, Piece):
-                    await response.write(event(envelope.piece(one.text)))
-                    continue
-                await response.write(event(envelope.closing(one.reason)))
-                if asked.stream_options is not None and asked.stream_options.include_usage:
-                    await response.write(event(envelope.usage(one.usage)))
-                await response.write(DONE)
-    except RequestError as error:  # the status line is out: the error goes into the stream, without [DONE]
-        await response.write(event(error_body(error)))
-    await response.write_eof()
+    with suppress(ConnectionResetError):  # the client went away: nobody is left to be told
+        try:
+            async for document in _documents(asked, envelope, queue):
+                await response.write(event(document))
+            await response.write(DONE)
+        except RequestError as error:  # the status line is out: the error goes into the stream, without [DONE]
+            await response.write(event(error_body(error)))
+        await response.write_eof()
     return response
+
+
+async def _documents(
+    asked: CompletionRequest | ChatRequest, envelope: Envelope, queue: asyncio.Queue[Event]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The chunks of one stream. Raises RequestError when the answer broke off."""
+    if (opening := envelope.opening()) is not None:
+        yield opening
+    async with aclosing(_events(queue)) as events:
+        async for one in events:
+            if isinstance(one, Piece):
+                yield envelope.piece(one.text)
+                continue
+            yield envelope.closing(one.reason)
+            if asked.stream_options is not None and asked.stream_options.include_usage:
+                yield envelope.usage(one.usage)
