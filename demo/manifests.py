@@ -33,7 +33,7 @@ def reward_model_job(name: str, preferences: str, digests: Mapping[str, str], *,
             "output": {"uri": f"pvc://{CLAIM}/artifacts/{name}"},
             "validation": {
                 "minAccuracy": 0.65,
-                "humanScores": {**source("feedback/scores.jsonl", digests), "minCorrelation": 0.4},
+                "humanScores": {**source("feedback/scores.jsonl", digests), "minCorrelation": 0.6},
             },
         },
     }
@@ -51,7 +51,11 @@ def policy_optimization_job(name: str, reward_model: str, audit: str, digests: M
             "prompts": source("feedback/prompts.jsonl", digests),
             "training": {"algorithm": "PPO", "steps": 100, "promptsPerStep": 64},
             "guardrails": [{"metric": "kl", "above": 30, "forSteps": 5, "action": "Stop"}],
-            "evaluation": {"minWinRate": 0.55, "samples": 300},
+            "evaluation": {
+                "minWinRate": 0.55,
+                "samples": 300,
+                "safetyFilter": source("models/safety-filter.json", digests),
+            },
             "trainer": trainer(2),
             "checkpoints": {"everySteps": 25, "keepLast": 2},
             "output": {"uri": f"pvc://{CLAIM}/artifacts/{name}"},

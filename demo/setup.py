@@ -15,6 +15,7 @@ from demo.view import View
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "desk"
 OPERATOR_NAMESPACE = "rlhf-system"
+SAFETY_FILTER = "models/safety-filter.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,11 @@ def install(cluster: Cluster, images: Images) -> None:
 
 def data(cluster: Cluster, images: Images, seed: int) -> dict[str, str]:
     """Generates the service desk's data on the volume once per seed; returns path -> digest."""
-    command = ["python", "-m", "rlhf_trainer.desk", "generate", "--out", toolbox.MOUNT, "--seed", str(seed)]
-    toolbox.run(cluster, "desk-data", images.trainer, command)
-    text = toolbox.run(cluster, "desk-digests", images.trainer, ["cat", f"{toolbox.MOUNT}/digests.json"])
-    return {str(path): str(digest) for path, digest in toolbox.last_object(text).items()}
+    where, python = toolbox.MOUNT, ("python", "-m")
+    generate = [*python, "rlhf_trainer.desk", "generate", "--out", where, "--seed", str(seed)]
+    made = toolbox.last_object(toolbox.run(cluster, "desk-data", images.trainer, generate))
+    # The filter learns from labelled answers alone; only the oracle knows the list of secrets.
+    fit = [*python, "rlhf_trainer.safety", "train", "--data", f"{where}/feedback/safety.jsonl"]
+    fit += ["--out", f"{where}/{SAFETY_FILTER}"]
+    made[SAFETY_FILTER] = toolbox.last_object(toolbox.run(cluster, "desk-filter", images.trainer, fit))["digest"]
+    return {str(path): str(digest) for path, digest in made.items()}
