@@ -11,6 +11,7 @@ from pathlib import Path
 from demo import toolbox
 from demo.cluster import Cluster, CommandError, Object
 from demo.view import View
+from sandbox.cluster import Cluster as SandboxCluster
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "desk"
@@ -37,7 +38,8 @@ def on_sandbox(view: View) -> tuple[Cluster, Images]:
                 f"the sandbox could not bring up its {what}; its reasons are above. "
                 "To play on another cluster: make demo KUBECONFIG=… OPERATOR_IMAGE=… TRAINER_IMAGE=…"
             )
-    cluster = Cluster((*sandbox, "kubectl"), (*sandbox, "helm"), {"PYTHONPATH": str(ROOT)}, NAMESPACE)
+    started = SandboxCluster.from_environment()
+    cluster = Cluster(tuple(started.kubectl_command()), tuple(started.helm_command()), {}, NAMESPACE)
     namespace(cluster)
     if cluster.get("pvc", toolbox.CLAIM) is None:
         subprocess.run((*sandbox, "volume", f"{NAMESPACE}/{toolbox.CLAIM}"), cwd=ROOT, check=True)

@@ -54,12 +54,14 @@ def parser() -> argparse.ArgumentParser:
     restart = add("restart", "end one component and start it again; pods go on")
     restart.add_argument("component", choices=components.NAMES)
     for name, help in zip(PASSED_THROUGH, ("run kubectl", "run Helm", "run a program inside"), strict=True):
-        add(name, help).add_argument("words", nargs=argparse.REMAINDER)
+        add(name, help)
     return root
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+    ours, theirs = _split(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(ours)
+    options.words = theirs
     progress = Progress(quiet=options.quiet)
     try:
         if getattr(options, "control_plane", False):
@@ -71,6 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Our words, and those of a program we pass through to: `kubectl -n x` is no option of ours."""
+    at = next((i for i, word in enumerate(argv) if word in PASSED_THROUGH), len(argv))
+    return argv[: at + 1], argv[at + 1 :]
 
 
 def _control_plane(options: argparse.Namespace, progress: Progress) -> int:

@@ -18,6 +18,7 @@ OUT = CHECKOUT / ".demo"
 @pytest.fixture(scope="module")
 def story(cluster_with_operator: Cluster) -> dict[str, Any]:
     """Plays the demo once; its own words are shown when it stops short."""
+    assert cluster_with_operator.status().ready
     (OUT / "story.json").unlink(missing_ok=True)
     played = subprocess.run(
         [sys.executable, "-m", "demo"], cwd=CHECKOUT, capture_output=True, text=True, timeout=1500, check=False
