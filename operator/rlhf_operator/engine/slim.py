@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_operator.kinds.base import JOB, POD, Object
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_POD_SPEC = ("nodeName", "schedulingGates", "priorityClassName")
+_POD_SPEC = ("nodeName", "schedulingGates", "priorityClassName", "terminationGracePeriodSeconds")
 _CONTAINER = ("name", "image", "resources")
 
 
