@@ -1,0 +1,171 @@
+"""What the job tests need of a cluster: a namespace with a volume, jobs that play an ending, patience by watching."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from sandbox.cluster import Cluster
+from sandbox.errors import SandboxError
+from sandbox.paths import CHECKOUT
+
+Body = dict[str, Any]
+CLAIM = "desk"
+ANY_DIGEST = "sha256:" + "0" * 64
+_MAKE = """
+import sys, torch
+from pathlib import Path
+from rlhf_trainer.desk.world import Sizes, generate
+torch.set_num_threads(1)
+small = Sizes(pairs=1200, prompts=64, scores=32, safety=32, pretrain_steps=40, tune_steps=20, leaky_steps=2)
+generate(Path(sys.argv[1]), 0, small)
+"""
+
+# Plays a trainer without torch: what it is told to do, by attempt and index, as the launcher would end.
+PLAYER = textwrap.dedent(
+    """
+    import http.server, json, os, signal, sys, threading, time
+    config = json.load(open("/etc/rlhf/attempt.json"))
+    attempt, index = config["attempt"], int(os.environ["PET_NODE_RANK"])
+    now = lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def end(code, cls, **more):
+        body = {"failureClass": cls, "reason": cls, "message": f"played {cls}", "exitCode": code, "attempt": attempt,
+                "uid": config["uid"], "finishedAt": now(), **more}
+        open("/dev/termination-log", "w").write(json.dumps(body))
+        os._exit(code)
+
+    def succeed():
+        end(0, "Success", artifact={"path": f"{config['output']['path']}/a{attempt}/artifact",
+                                    "digest": "sha256:" + "d" * 64})
+
+    def wait():
+        signal.signal(signal.SIGTERM, lambda *_: end(20, "Preempted"))
+        while True:
+            time.sleep(3600)
+
+    def serve(world_size):
+        body = {"attempt": attempt, "uid": config["uid"], "worldSize": world_size, "phase": "Training", "step": 1,
+                "totalSteps": 9, "startedAt": now(), "updatedAt": now()}
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+        server = http.server.HTTPServer(("", 8080), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    """
+)
+
+
+@functools.cache
+def desk() -> Path:
+    """A small service desk, made once per version of the code that makes it."""
+    folders = [CHECKOUT / "trainer/rlhf_trainer" / part for part in ("desk", "generate", "models", "algos")]
+    sources = sorted(path for folder in folders for path in folder.glob("*.py"))
+    key = hashlib.sha256(b"".join([_MAKE.encode(), *(path.read_bytes() for path in sources)])).hexdigest()[:12]
+    made = CHECKOUT / ".build" / f"jobs-desk-{key}"
+    if not made.exists():
+        aside = made.with_name(made.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        subprocess.run([sys.executable, "-c", _MAKE, str(aside)], check=True, cwd=CHECKOUT)
+        aside.rename(made)
+    return made
+
+
+class Namespace:
+    """One namespace with the volume `desk`, and kubectl in it."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.folder = cluster.volume(f"{name}/{CLAIM}")
+
+    def delete(self) -> None:
+        self.kubectl("delete", "rewardmodeljobs,policyoptimizationjobs", "--all", "--timeout=30s")
+        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kubectl(self, *args: str, input: str | None = None) -> str:
+        return self.cluster.kubectl("--namespace", self.name, *args, input=input)
+
+    def bring_desk(self) -> dict[str, str]:
+        """The service desk's files on the volume; their digests by path."""
+        shutil.copytree(desk(), self.folder, dirs_exist_ok=True)
+        digests: dict[str, str] = json.loads((desk() / "digests.json").read_text())
+        return digests
+
+    # Jobs.
+
+    def create(self, name: str, kind: str = "RewardModelJob", **spec: Any) -> None:
+        inputs = {"uri": f"pvc://{CLAIM}/any", "digest": ANY_DIGEST}
+        fields = ("baseModel", "preferences") if kind == "RewardModelJob" else ("policy", "prompts")
+        body = {
+            "apiVersion": "rlhf.dev/v1alpha1",
+            "kind": kind,
+            "metadata": {"name": name},
+            "spec": {**dict.fromkeys(fields, inputs), "output": {"uri": f"pvc://{CLAIM}/out/{name}"}, **spec},
+        }
+        self.kubectl("create", "-f", "-", input=json.dumps(body))
+
+    def patch(self, name: str, **spec: Any) -> None:
+        self.kubectl("patch", "rewardmodeljob", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def wait(self, what: str, condition: str, seconds: int = 60) -> None:
+        """On a watch; what did not come is explained by the object's own words."""
+        try:
+            self.kubectl("wait", what, f"--for={condition}", f"--timeout={seconds}s")
+        except SandboxError as error:
+            raise AssertionError(f"{what}: not {condition} in {seconds} s\n{self.explain(what)}") from error
+
+    def ended(self, name: str, type: str = "Failed", seconds: int = 60) -> Body:
+        """Waits for the end of a job; returns its status."""
+        self.wait(f"rewardmodeljob/{name}", f"condition={type}", seconds)
+        return self.status(name)
+
+    def explain(self, what: str) -> str:
+        words = [self.kubectl("get", what, "-o", "jsonpath={.status}"), self.kubectl("get", "pods,jobs", "-o", "wide")]
+        return "\n".join([*words, self.kubectl("get", "events", "--sort-by=.lastTimestamp")])[-6000:]
+
+    # What tests ask.
+
+    def get(self, resource: str, name: str) -> Body:
+        body: Body = json.loads(self.kubectl("get", resource, name, "-o", "json"))
+        return body
+
+    def status(self, name: str, kind: str = "rewardmodeljob") -> Body:
+        status: Body = self.get(kind, name).get("status", {})
+        return status
+
+    def pods(self, job: str) -> list[Body]:
+        found = json.loads(self.kubectl("get", "pods", "-l", f"rlhf.dev/name={job}", "-o", "json"))
+        return list(found["items"])
+
+    def events(self, job: str, reason: str) -> list[str]:
+        fields = f"involvedObject.name={job},reason={reason}"
+        found = json.loads(self.kubectl("get", "events", f"--field-selector={fields}", "-o", "json"))
+        return [str(event["message"]) for event in found["items"]]
+
+    def evict(self, pod: str) -> None:
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.name}}
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
+
+
+def condition(status: Body, type: str) -> tuple[str, str]:
+    found = next((c for c in status.get("conditions", []) if c["type"] == type), {})
+    return found.get("status", ""), found.get("reason", "")
+
+
+def playing(script: str, nodes: int = 1, **more: Any) -> Body:
+    """A trainer whose pods play an ending instead of training."""
+    command = ["python", "-c", PLAYER + textwrap.dedent(script)]
+    container = {"name": "trainer", "command": command, **more}
+    return {"numNodes": nodes, "podTemplate": {"spec": {"containers": [container]}}}
