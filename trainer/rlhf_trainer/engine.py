@@ -6,6 +6,7 @@ extension is compiled at start: pods have a read-only root and need no compiler.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import warnings
@@ -34,6 +35,21 @@ vars(deepspeed.ops).setdefault("__compatible_ops__", {})
 
 # DeepSpeed's own use of torch; a reader of the log can do nothing about it.
 warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+
+
+def _import_without_compiler(module: str) -> None:
+    """Imports a module whose ``torch.compile`` decorators would load all of the compiler, seconds per process."""
+    patched: Any = torch
+    compiler = patched.compile
+    patched.compile = lambda function=None, **_: (lambda same: same) if function is None else function
+    try:
+        importlib.import_module(module)
+    finally:
+        patched.compile = compiler
+
+
+# The first ZeRO engine imports this optimiser only to ask whether it was given it.
+_import_without_compiler("deepspeed.runtime.zero.muon.original_muon")
 
 _TAG = "engine"
 

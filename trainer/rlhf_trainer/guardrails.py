@@ -67,7 +67,8 @@ def _beyond(rail: TrainingGuardrail, value: float) -> bool:
 
 
 def _report(rail: TrainingGuardrail, value: float, acts: bool, since: int, count: int) -> GuardrailReport:
-    limits = [f"above {rail.above:g}"] * (rail.above is not None) + [f"below {rail.below:g}"] * (rail.below is not None)
+    bounds = (("above", rail.above), ("below", rail.below))
+    limits = [f"{side} {bound:g}" for side, bound in bounds if bound is not None]
     message = f"{rail.metric.value} is {value:.4g}; {rail.action.value} when {' or '.join(limits)} for {rail.for_steps}"
     return GuardrailReport(
         metric=rail.metric.value,

@@ -138,7 +138,7 @@ class StatusServer:
             log.warning("status is not served: port %d: %s; the operator will see no progress", self._address[1], error)
             return self
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="status", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="status", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

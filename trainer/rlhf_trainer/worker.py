@@ -14,6 +14,8 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
+from transformers.utils import logging as transformers_logging
+
 from rlhf_trainer.attempt import read_config, status_port
 from rlhf_trainer.distributed import World, join, leave
 from rlhf_trainer.exits import EXIT_CODES, Ended, Invalid, classify
@@ -54,6 +56,8 @@ def run_attempt(config: AttemptConfig, world: World, ranks: RankFiles, stop: Sto
 
 def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    transformers_logging.set_verbosity_error()  # its report of the fresh reward head is not news
+    transformers_logging.disable_progress_bar()
     ranks, stop = RankFiles.from_environment(), StopSignal()
     stop.install()
     ranks.started()
