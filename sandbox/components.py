@@ -29,7 +29,7 @@ NAMES = (
 )
 BUILT = tuple(name for name in NAMES if name != "containerd")
 _MARK = "sandbox-component:"
-_GRACE_SECONDS = 15.0
+_GRACE_SECONDS = 5.0
 _APISERVER_HOSTS = (
     NODE_IP,
     network.APISERVER_SERVICE_IP,
