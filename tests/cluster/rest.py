@@ -15,6 +15,7 @@ import yaml
 
 Body = dict[str, Any]
 PLURALS = {
+    "Job": "jobs",
     "RewardModelJob": "rewardmodeljobs",
     "PolicyOptimizationJob": "policyoptimizationjobs",
     "PolicyRollout": "policyrollouts",
@@ -23,7 +24,7 @@ PLURALS = {
 
 
 class Rest:
-    """Requests as the user of a kubeconfig, on objects of the group rlhf.dev."""
+    """Requests as the user of a kubeconfig."""
 
     def __init__(self, kubeconfig: Path, scratch: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -57,4 +58,4 @@ class Rest:
 
 
 def _path(body: Body, namespace: str) -> str:
-    return f"/apis/rlhf.dev/v1alpha1/namespaces/{namespace}/{PLURALS[body['kind']]}"
+    return f"/apis/{body['apiVersion']}/namespaces/{namespace}/{PLURALS[body['kind']]}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 
+from rlhf_operator.kinds import reward_model_job
+from rlhf_operator.kinds.base import Observed, Settings
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
 
@@ -23,6 +27,10 @@ class Case(NamedTuple):
 
 def env(name: str) -> dict[str, Any]:
     return {"spec.trainer.env": [{"name": name, "value": "1"}]}
+
+
+def containers(value: Any) -> dict[str, Any]:
+    return {"spec.trainer.podTemplate.spec.containers": value}
 
 
 RESERVED = ("spec.trainer.env[0].name", "set by the operator and torchrun: remove the variable")
@@ -131,6 +139,32 @@ CASES = [
         {"spec.trainer.env": [{"name": "A"}, {"name": "A"}]},
         ("spec.trainer.env[1]: Duplicate value",),
     ),
+    # pod templates: the outline here, the rest when the pods are created (below)
+    Case("a template of text", RM, {"spec.trainer.podTemplate": {"spec": "x"}}, ("podTemplate.spec", "type object")),
+    Case(
+        "a typo in the outline", RM, {"spec.trainer.podTemplate": {"spek": {}}}, ('unknown field "spec.trainer.podTem',)
+    ),
+    Case("labels in a list", RM, {"spec.trainer.podTemplate": {"metadata": {"labels": ["a"]}}}, ("metadata.labels",)),
+    Case("containers by name", PPO, containers({"trainer": {}}), ("podTemplate.spec.containers.trainer",)),
+    Case("a container without a name", PPO, containers([{"image": "x"}]), ("containers[0].name: Required value",)),
+    Case(
+        "a reserved variable in a template",
+        PPO,
+        containers([{"name": "trainer", "env": [{"name": "RANK", "value": "1"}]}]),
+        ("spec.trainer.podTemplate.spec.containers[0].env[0].name", "set by the operator and torchrun"),
+    ),
+    Case(
+        "variables as a map",
+        PPO,
+        containers([{"name": "trainer", "env": {"A": "B"}}]),
+        ('unknown field "spec.trainer.podTemplate.spec.containers[0].env.A"',),
+    ),
+    Case(
+        "a container twice",
+        ROLLOUT,
+        {"spec.serving.podTemplate.spec.containers": [{"name": "a"}, {"name": "a"}]},
+        ("spec.serving.podTemplate.spec.containers[1]: Duplicate value",),
+    ),
     # policies
     Case("restarts below 0", RM, {"spec.failurePolicy.maxRestarts": -1}, ("maxRestarts", "greater than or equal to 0")),
     Case("a rule for nothing", RM, {"spec.failurePolicy.rules.0.onExitCodes": []}, ("a rule needs at least one of",)),
@@ -191,3 +225,40 @@ def test_it_is_refused_with_field_and_remedy(rest: Rest, case: Case) -> None:
 @pytest.mark.parametrize("file", [RM, PPO, ROLLOUT])
 def test_the_object_that_is_spoiled_is_sound(rest: Rest, file: str) -> None:
     assert rest.create(example(file)) == ""
+
+
+SPOILED_PODS = {
+    "a typo": ({"tolerationz": []}, 'unknown field "spec.template.spec.tolerationz"'),
+    "volumes by name": ({"volumes": {"a": {}}}, "spec.template.spec.volumes of type []v1.Volume"),
+    "a container without an image": ({"containers": [{"name": "side"}]}, "containers[1].image: Required value"),
+    "a number for resources": ({"containers": [{"name": "trainer", "resources": 7}]}, "containers.resources of type"),
+    "an impossible user": ({"securityContext": {"runAsUser": -1}}, "securityContext.runAsUser: Invalid value: -1"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED_PODS)
+def test_what_the_outline_does_not_know_is_refused_when_the_pods_are_created(rest: Rest, name: str) -> None:
+    """As the engine asks: 400 and 422 are terminal for it, and the job is Accepted=False with these words."""
+    template, message = SPOILED_PODS[name]
+    stamped = {
+        "metadata.namespace": "default",
+        "metadata.uid": "11111111-2222-3333-4444-555555555555",
+        "metadata.generation": 1,
+        "metadata.resourceVersion": "1",
+        "metadata.creationTimestamp": "2026-01-02T03:04:05Z",
+    }
+    body = changed(example(RM), {**stamped, "spec.trainer.podTemplate": {"spec": template}})
+    observed = Observed(
+        primary=body,
+        children={},
+        related={},
+        decisions=(),
+        decisions_honoured=False,
+        pulled={},
+        now=datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC),
+        settings=Settings(trainer_image="example.org/trainer:1", gateway_image="example.org/gateway:1"),
+    )
+
+    (job,) = [child for child in reward_model_job.SPEC.plan(observed).create if child["kind"] == "Job"]
+
+    assert message in rest.create(json.loads(json.dumps(job)))

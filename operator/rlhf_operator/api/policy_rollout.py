@@ -20,6 +20,7 @@ from rlhf_operator.api.meta import (
     PreserveUnknown,
     Source,
 )
+from rlhf_operator.api.pod_template import PodTemplate
 from rlhf_operator.api.training import ResourceRequirements
 from rlhf_trainer.wire import VerdictState
 
@@ -49,7 +50,7 @@ class Serving(ApiSpec):
         1, description="Pods of a candidate; it is scaled to replicas before it is promoted."
     )
     resources: ResourceRequirements = ResourceRequirements()
-    pod_template: Annotated[dict[str, Any], PreserveUnknown()] = Field(
+    pod_template: Annotated[dict[str, Any], PodTemplate()] = Field(
         default_factory=dict,
         description="A partial PodTemplateSpec merged over the generated one; the container is called policy-server.",
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind, NoDefault
 from pydantic_core import core_schema
 
 Schema = dict[str, Any]
@@ -62,10 +62,12 @@ class _JsonSchema(GenerateJsonSchema):
         return json_schema
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
+        default = super().get_default_value(schema)
         factory = schema.get("default_factory")
         if factory is not None and not schema.get("default_factory_takes_data"):
-            return factory()  # type: ignore[call-arg]  # the guard above is what mypy cannot see
-        return super().get_default_value(schema)
+            default = factory()  # type: ignore[call-arg]  # the guard above is what mypy cannot see
+        # Absent and empty mean the same: stored objects stay as short as what users wrote.
+        return NoDefault if default in ([], {}, ()) else default
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, BaseModel):
@@ -208,8 +210,6 @@ def _checked(out: Schema, path: str) -> Schema:
         raise NotStructuralError(path, "a mapping of anything is pruned by the API server", "add PreserveUnknown()")
     elif "type" not in out and INT_OR_STRING not in out:
         raise NotStructuralError(path, "a value of any type is pruned by the API server", "name its type")
-    if out.get("default") in ([], {}) and "properties" not in out:
-        del out["default"]  # absent and empty mean the same: stored objects stay as short as what users wrote
     if LIST_MAP_KEYS in out:
         missing = set(out[LIST_MAP_KEYS]) - set(out["items"].get("required", ()))
         if missing:

@@ -15,9 +15,9 @@ from rlhf_operator.api.meta import (
     IntOrString,
     ListMap,
     ListSet,
-    PreserveUnknown,
     Uri,
 )
+from rlhf_operator.api.pod_template import PodTemplate
 from rlhf_trainer.config import Checkpoints
 from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, SkippedCheckpoint, Verdict
 
@@ -39,6 +39,15 @@ Quantities = Annotated[
 ]
 
 
+NOT_RESERVED = Cel(
+    f"!(self.name in {list(RESERVED_ENV)!r})"
+    + "".join(f" && !self.name.startsWith('{prefix}')" for prefix in RESERVED_ENV_PREFIXES),
+    "PET_*, TORCHELASTIC_*, RLHF_*, MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK and "
+    "LOCAL_WORLD_SIZE are set by the operator and torchrun: remove the variable",
+    field_path=".name",
+)
+
+
 class EnvVar(ApiSpec):
     """One literal environment variable of the trainer container; for values from Secrets use podTemplate."""
 
@@ -47,19 +56,11 @@ class EnvVar(ApiSpec):
     )
     value: Annotated[str, Field(max_length=4096)] = Field("", description="Literal; nothing is expanded.")
 
-    cel_rules: ClassVar[tuple[Cel, ...]] = (
-        Cel(
-            f"!(self.name in {list(RESERVED_ENV)!r})"
-            + "".join(f" && !self.name.startsWith('{prefix}')" for prefix in RESERVED_ENV_PREFIXES),
-            "PET_*, TORCHELASTIC_*, RLHF_*, MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK and "
-            "LOCAL_WORLD_SIZE are set by the operator and torchrun: remove the variable",
-            field_path=".name",
-        ),
-    )
+    cel_rules: ClassVar[tuple[Cel, ...]] = (NOT_RESERVED,)
 
 
 class ResourceRequirements(ApiSpec):
-    """Of the trainer container of one node; a missing request equals its limit."""
+    """Of the main container of each pod; a missing request equals its limit."""
 
     limits: Quantities = Field(default_factory=dict, description="At most, by resource, e.g. nvidia.com/gpu: 8.")
     requests: Quantities = Field(default_factory=dict, description="Reserved, by resource.")
@@ -84,7 +85,7 @@ class TrainerSpec(ApiSpec):
     env: Annotated[list[EnvVar], ListMap(("name",)), Field(max_length=64)] = Field(
         default_factory=list, description="Further environment variables of the trainer container."
     )
-    pod_template: Annotated[dict[str, Any], PreserveUnknown()] = Field(
+    pod_template: Annotated[dict[str, Any], PodTemplate(env=(NOT_RESERVED,))] = Field(
         default_factory=dict,
         description="A partial PodTemplateSpec merged over the generated one: maps by key, containers, volumes, "
         "volumeMounts and env by name; the container is called trainer. Changed while a job runs, it is refused "

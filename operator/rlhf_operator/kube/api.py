@@ -104,7 +104,8 @@ class Api:
 
     async def create(self, resource: Resource, body: Dict) -> Dict:
         namespace = body["metadata"].get("namespace", "")
-        return await self._request("POST", resource, namespace, body=body, query={"fieldManager": FIELD_MANAGER})
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}  # a typo in a podTemplate must not be lost
+        return await self._request("POST", resource, namespace, body=body, query=query)
 
     async def replace(self, resource: Resource, body: Dict) -> Dict:
         meta = body["metadata"]
