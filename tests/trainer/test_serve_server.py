@@ -214,13 +214,20 @@ async def test_a_server_that_stops_breaks_off_what_it_cannot_finish(
         await stopping
 
 
-async def test_a_client_that_leaves_frees_its_place(folder: Path) -> None:
+async def test_a_client_that_leaves_frees_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(folder, max_batch=1) as (_, client, worker):
-        async with client.post("/v1/completions", json=ASK | {"stream": True, "max_tokens": 50}) as response:
+        step, left = worker._batch.step, threading.Event()
+        monkeypatch.setattr(worker._batch, "step", lambda: left.wait(10) and step())
+        body = ASK | {"stream": True, "max_tokens": 50, "prompt": [5, 6, 7]}
+        async with client.post("/v1/completions", json=body) as response:
             await response.content.readline()
+            (writer,) = worker._writers
             response.close()
+        await eventually(writer.job.cancelled.is_set)
+        left.set()
+        await eventually(lambda: not worker._writers and len(worker._batch) == 0)
+        assert writer.job.written < 50
         assert (await post(client, ASK))[0] == 200
-        assert len(worker._batch) == 0
 
 
 async def test_metrics_carry_vllms_names(client: aiohttp.ClientSession) -> None:
