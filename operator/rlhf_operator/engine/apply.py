@@ -140,10 +140,17 @@ def merge_patch(live: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str
 
 def _equal(a: Any, b: Any) -> bool:
     """JSON equality: 1 is 1.0, but true is not 1."""
+    if a != b:
+        return False
+    # What Python calls equal may still differ in a bool; equal texts cannot, and are by far the quickest way to know.
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True) or _same_truths(a, b)
+
+
+def _same_truths(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
+    if isinstance(a, Mapping):
+        return all(_same_truths(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return all(map(_same_truths, a, b))
+    return True

@@ -87,6 +87,7 @@ class _Pass:
         self._primary = primary
         self._resource = primary_resource(spec)
         self._wrote = False
+        self._settled: Mapping[str, Any] | None = None  # the status that the live one was last brought to
         self._now = engine.now()
 
     async def run(self) -> Result:
@@ -178,6 +179,9 @@ class _Pass:
         )
 
     async def _patch_status(self, status: Mapping[str, Any]) -> bool:
+        if status == self._settled:
+            return False
+        self._settled = status
         patch = merge_patch(self._primary.get("status") or {}, status)
         if not patch:
             return False

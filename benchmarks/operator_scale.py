@@ -1,0 +1,361 @@
+"""How fast the operator is, and how little it writes, on a real etcd and kube-apiserver.
+
+RewardModelJobs are created by a client of their own; what is measured is what that client and the API server's audit
+log see, never what the operator says of itself. There are no controllers: a kubelet of the benchmark ends the pods of
+the jobs whose whole life is counted. `--jobs`, `--rate` and `--seconds` make it smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from benchmarks.report import Report
+from rlhf_operator.api.labels import ATTEMPT, OWNER_UID
+from rlhf_operator.engine.reconciler import primary_resource
+from rlhf_operator.kinds import KINDS
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, Resource
+from rlhf_operator.kube.api import Api, path_of
+from rlhf_operator.obs.metrics import Metrics
+from sandbox import binaries, paths
+from sandbox.audit import Request
+from sandbox.control_plane import ControlPlane
+from sandbox.progress import Progress
+from tests.property import cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("kopf", "kubernetes", "aiohttp", "pydantic")
+NAMESPACE, OPERATOR = "bench", "bench-operator"
+RMJ = primary_resource(next(spec for spec in KINDS if spec.kind == "RewardModelJob"))
+LIVES = 20
+Dict = dict[str, Any]
+
+
+def manifest(name: str) -> Dict:
+    made: Dict = yaml.safe_load((ROOT / "manifests" / "examples" / "reward-model-job.yaml").read_text())
+    made["metadata"] = {"name": name, "namespace": NAMESPACE}
+    return made
+
+
+class Operator:
+    """The operator as it is shipped, as a process under a user of its own."""
+
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        self._log = (folder / "operator.log").open("ab")
+        self._config = folder / "operator.yaml"
+        self.port = _free_port()
+        config = {
+            "trainerImage": "trainer",
+            "gatewayImage": "gateway",
+            "operatorNamespace": NAMESPACE,
+            "http": {"host": "127.0.0.1", "port": self.port},
+        }
+        self._config.write_text(yaml.safe_dump(config))
+        self._command = [sys.executable, "-m", "rlhf_operator", "--config", str(self._config)]
+        self._command += ["--kubeconfig", str(kubeconfig)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, cwd=ROOT, stdout=self._log, stderr=self._log)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(60)
+
+    @property
+    def rss_mib(self) -> float:
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    @property
+    def cpu_seconds(self) -> float:
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+
+@dataclass
+class Bench:
+    plane: ControlPlane
+    api: Api
+    http: aiohttp.ClientSession
+    operator: Operator
+
+    async def metric(self, name: str, *labels: str) -> float:
+        total = 0.0
+        try:
+            async with self.http.get(f"http://127.0.0.1:{self.operator.port}/metrics") as answer:
+                text = await answer.text()
+        except aiohttp.ClientError:
+            return 0.0
+        for line in text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == f"rlhf_operator_{name}" and all(label in series for label in labels):
+                total += float(value)
+        return total
+
+    async def count(self, resource: Resource) -> int:
+        return len((await self.api.list_metadata(resource, NAMESPACE)).items)
+
+    async def busy(self) -> float:
+        gauges = ("workqueue_depth", "active_workers", "events_queued")
+        return sum([await self.metric(gauge) for gauge in gauges])
+
+    async def until_idle(self, passes: float = 0.0) -> float:
+        """When the operator has led for at least so many passes and has nothing to do: the moment it was first so."""
+        while True:
+            if await self.metric("leader_election_master_status") and await self.metric("reconcile_total") >= passes:
+                since = time.monotonic()
+                calm = True
+                for _ in range(4):
+                    calm = calm and await self.busy() == 0
+                    await asyncio.sleep(0.1)
+                if calm:
+                    return since
+            await asyncio.sleep(0.1)
+
+    def writes(self, since: datetime) -> list[Request]:
+        seen = self.plane.requests(since=since)
+        return [r for r in seen if r.user == OPERATOR and r.is_write and r.resource != "leases"]
+
+
+async def latency(bench: Bench, rate: float, seconds: float) -> tuple[list[float], list[float]]:
+    """Open loop: seconds from the reply to POST until our own watch shows the Job, the last of the three children."""
+    posted: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    count = int(rate * seconds)
+    watching = asyncio.create_task(_watch(bench, JOB, seen))
+    await asyncio.sleep(1)
+
+    async def post(name: str) -> None:
+        await bench.api.create(RMJ, manifest(name))
+        posted[name] = time.monotonic()
+
+    started = time.monotonic()
+    tasks = []
+    for n in range(count):
+        await asyncio.sleep(max(0.0, started + n / rate - time.monotonic()))
+        tasks.append(asyncio.create_task(post(f"rate{n:05}")))
+    await asyncio.gather(*tasks)
+
+    async def all_seen() -> bool:
+        return all(f"{name}-train-a1" in seen for name in posted)
+
+    await until(all_seen)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    lateness = [posted[f"rate{n:05}"] - (started + n / rate) for n in range(count)]
+    return sorted(max(0.0, seen[f"{name}-train-a1"] - at) for name, at in posted.items()), lateness
+
+
+async def materialise(bench: Bench, count: int) -> float:
+    """Jobs per second, from the first to the last child Job created, of jobs that waited for the operator."""
+    names = [f"many{n:05}" for n in range(count)]
+    await asyncio.gather(*(bench.api.create(RMJ, manifest(name)) for name in names))
+    since = datetime.now(UTC)
+    bench.operator.start()
+
+    async def done() -> bool:
+        return await bench.metric("reconcile_total", 'result="wrote"') >= count
+
+    await until(done, every=0.5)
+    await bench.until_idle()
+    made = [r.time for r in bench.writes(since) if (r.verb, r.resource, r.code) == ("create", "jobs", 201)]
+    assert len(made) == count, f"{len(made)} jobs were created for {count}"
+    return count / (max(made) - min(made)).total_seconds()
+
+
+async def restart(bench: Bench) -> tuple[float, float, int]:
+    """Seconds from the start of the process, and of its leading, until the queue is empty; and writes."""
+    bench.operator.stop()
+    jobs = await bench.count(RMJ)
+    since, started = datetime.now(UTC), time.monotonic()
+    bench.operator.start()
+
+    async def leading() -> bool:
+        return await bench.metric("leader_election_master_status") == 1
+
+    await until(leading)
+    led = time.monotonic()
+    idle = await bench.until_idle(passes=jobs)
+    return idle - started, idle - led, len(bench.writes(since))
+
+
+async def lives(bench: Bench, count: int) -> list[Counter[str]]:
+    """The operator's writes in each whole life: two pods run and succeed, and the outcome is in the status."""
+    since = datetime.now(UTC)
+    names = [f"life{n:05}" for n in range(count)]
+    await asyncio.gather(*(bench.api.create(RMJ, manifest(name)) for name in names))
+    await asyncio.gather(*(_live(bench, name) for name in names))
+    await bench.until_idle()
+    made = bench.writes(since)
+    # Children are named after their job, and Events after what they are about.
+    return [Counter(_what(r) for r in made if r.name.startswith(name)) for name in names]
+
+
+def _what(request: Request) -> str:
+    if request.resource == "events":
+        return "events"
+    return "status patches" if request.subresource == "status" else "children"
+
+
+async def _live(bench: Bench, name: str) -> None:
+    api, job_name = bench.api, f"{name}-train-a1"
+
+    async def started() -> bool:
+        return await api.get(JOB, NAMESPACE, job_name) is not None
+
+    async def succeeded() -> bool:
+        live = await api.get(RMJ, NAMESPACE, name) or {}
+        return bool(live.get("status", {}).get("phase") == "Succeeded")
+
+    await until(started, every=0.2)
+    job = await api.get(JOB, NAMESPACE, job_name)
+    assert job is not None
+    labels = job["metadata"]["labels"]
+    pods = [await api.create(POD, pod) for pod in cluster.pods_of(job, job["spec"]["template"])]
+    now = datetime.now(UTC)
+    pods = [await _status(api, POD, pod, cluster.running(now)) for pod in pods]
+    await asyncio.sleep(1)  # it trains
+    message = cluster.success(labels[OWNER_UID], int(labels[ATTEMPT]), datetime.now(UTC))
+    for pod in pods:
+        await _status(api, POD, pod, cluster.ended(pod, 0, message, datetime.now(UTC)))
+    await _status(api, JOB, job, cluster.job_ended(job, False, datetime.now(UTC)))
+    await until(succeeded, every=0.2)
+
+
+async def _status(api: Api, resource: Resource, obj: Dict, status: Dict) -> Dict:
+    meta = obj["metadata"]
+    live = await api.get(resource, NAMESPACE, meta["name"])
+    assert live is not None
+    return await api.patch_status(resource, NAMESPACE, meta["name"], status, live["metadata"]["resourceVersion"])
+
+
+async def _watch(bench: Bench, resource: Resource, seen: dict[str, float]) -> None:
+    version = (await bench.api.list_metadata(resource, NAMESPACE)).resource_version
+    url = f"{bench.api.server}{path_of(resource, NAMESPACE)}?watch=true&resourceVersion={version}"
+    headers = await bench.api.authorization()
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with bench.http.get(url, headers=headers, ssl=bench.api.tls, timeout=timeout) as stream:
+        async for line in stream.content:
+            now = time.monotonic()
+            event = json.loads(line)
+            if event["type"] == "ADDED":
+                seen[event["object"]["metadata"]["name"]] = now
+
+
+async def until(condition: Callable[[], Awaitable[bool]], every: float = 0.05, seconds: float = 600.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {condition.__qualname__}")
+        await asyncio.sleep(every)
+
+
+@contextlib.asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    programs = binaries.from_environment(paths.from_environment(), Progress())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with ControlPlane(folder, programs, audit=True) as plane:
+            plane.install_crds(ROOT / "crds")
+            plane.kubectl("create", "namespace", NAMESPACE)
+            binding = ("create", "clusterrolebinding", OPERATOR, "--clusterrole=cluster-admin", f"--user={OPERATOR}")
+            plane.kubectl(*binding)
+            api = await Api.connect(Metrics(), kubeconfig=plane.kubeconfig, max_in_flight=16, user_agent="bench")
+            operator = Operator(plane.user(OPERATOR), folder)
+            async with aiohttp.ClientSession(read_bufsize=2**21) as http:
+                try:
+                    yield Bench(plane, api, http, operator)
+                finally:
+                    operator.stop()
+                    await api.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def measure(report: Report, jobs: int, rate: float, seconds: float) -> None:
+    async with bench() as made:
+        per_second = await materialise(made, jobs)
+        report.add("jobs materialised", per_second, "jobs/s", samples=jobs, spread="first to last child Job, audit log")
+        cpu = made.operator.cpu_seconds / jobs * 1000
+        report.add("processor time for each", cpu, "ms", samples=jobs, spread="start of the process included")
+        report.add("resident memory with them", made.operator.rss_mib, "MiB", samples=1)
+        total, leading, writes = await restart(made)
+        report.add(f"restart with {jobs} jobs: start of the process to queue empty", total, "s", samples=1)
+        report.add(f"restart with {jobs} jobs: leading to queue empty", leading, "s", samples=1)
+        report.add("writes of that restart", writes, "writes", samples=1, spread="audit log, Lease excepted")
+        times, lateness = await latency(made, rate, seconds)
+        spread = f"{times[0] * 1000:.0f} to {times[-1] * 1000:.0f} ms"
+        what = f"create to children committed at {rate:g} jobs/s"
+        report.add(f"{what}, p50", statistics.median(times) * 1000, "ms", samples=len(times), spread=spread)
+        report.add(f"{what}, p99", _at(times, 0.99) * 1000, "ms", samples=len(times), spread=spread)
+        late = max(lateness)
+        report.note(f"The load is an open loop; its slowest POST was answered {late * 1000:.0f} ms after it was due.")
+        counts = await lives(made, LIVES)
+        for what in ("children", "status patches", "events"):
+            per_job = [count[what] for count in counts]
+            spread = f"{min(per_job)} to {max(per_job)}"
+            mean = statistics.fmean(per_job)
+            report.add(f"API writes in a job's life: {what}", mean, "writes", samples=LIVES, spread=spread)
+        await quiet(report, made)
+
+
+async def quiet(report: Report, made: Bench, seconds: float = 20.0) -> None:
+    await made.until_idle()
+    since, before = datetime.now(UTC), made.operator.cpu_seconds
+    await asyncio.sleep(seconds)
+    children = sum([await made.count(r) for r in (JOB, SERVICE, CONFIG_MAP, POD)])
+    count = await made.count(RMJ)
+    report.add("writes at rest", len(made.writes(since)), "writes", samples=1, spread=f"{count} jobs, {seconds:g} s")
+    report.add("CPU at rest", (made.operator.cpu_seconds - before) / seconds * 100, "%", samples=1)
+    report.add(
+        "resident memory at the end", made.operator.rss_mib, "MiB", samples=1, spread=f"{count}+{children} objects"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    arguments = parser.parse_args()
+    report = Report("operator_scale", "The operator on etcd and kube-apiserver", PACKAGES)
+    load = Path("/proc/loadavg").read_text().split()[0]
+    asyncio.run(measure(report, arguments.jobs, arguments.rate, arguments.seconds))
+    report.note(
+        "etcd, kube-apiserver, the operator and the load share the machine's cores and loopback, and etcd does not "
+        f"wait for the disk. The machine's load average was {load} at the start."
+    )
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
