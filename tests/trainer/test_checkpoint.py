@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf_trainer.__main__ import main as inspect
 from rlhf_trainer.checkpoint import (
     CheckpointRefused,
     CheckpointStore,
@@ -197,3 +198,18 @@ def test_rows_that_do_not_divide_are_refused() -> None:
     world = World(rank=0, size=3, local_rank=0, device=torch.device("cpu"))
     with pytest.raises(Invalid, match="16 rows does not divide over 3 ranks"):
         Engine(nn.Linear(2, 1), EngineOptions(zero_stage=0, learning_rate=0.1, rows_per_step=16), world)
+
+
+def test_a_person_can_inspect_a_run(tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(["checkpoints", str(tmp_path)]) == 2
+    store = store_of(tmp_path, world)
+    for step in (1, 2):
+        store.save(step, components_of(world, Box()))
+    assert inspect(["checkpoints", str(tmp_path)]) == 0
+    damage(checkpoint_path(tmp_path, 1, 2) / "klController" / "state.json")
+    capsys.readouterr()
+    assert inspect(["checkpoints", str(tmp_path)]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("refused")
+    assert "klController" in first
+    assert second.startswith("verified")

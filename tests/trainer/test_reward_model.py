@@ -181,7 +181,7 @@ def world() -> World:
     return join(timedelta(seconds=60))
 
 
-def _train(tiny_world: TinyWorld, world: World, shuffled: bool) -> tuple[float, float]:
+def _train(tiny_world: TinyWorld, world: World, steps: int, shuffled: bool) -> tuple[float, float]:
     """Held-out accuracy and its ceiling after training a real ensemble member through the engine."""
     encoder = Encoder(build_tokenizer())
     rows = preference_rows(2400, seed=11)
@@ -197,7 +197,7 @@ def _train(tiny_world: TinyWorld, world: World, shuffled: bool) -> tuple[float, 
         first, second = engine(ids[None], lengths[None])[0].chunk(2)
         return torch.as_tensor(first - second)
 
-    for step in range(60):
+    for step in range(steps):
         part = slice(step % 30 * 64, step % 30 * 64 + 64)
         difference = delta(part)
         engine.backward(preference_loss(difference, torch.zeros_like(difference), labels[part]))
@@ -212,10 +212,10 @@ def _train(tiny_world: TinyWorld, world: World, shuffled: bool) -> tuple[float, 
 
 def test_bradley_terry_recovery_reaches_the_noise_ceiling(tiny_world: TinyWorld, world: World) -> None:
     """Labels are drawn from a known reward, so nobody can score above mean max(p, 1-p) but by luck."""
-    reached, ceiling = _train(tiny_world, world, shuffled=False)
+    reached, ceiling = _train(tiny_world, world, 60, shuffled=False)
     noise = 2 * math.sqrt(ceiling * (1 - ceiling) / 480)
     assert ceiling - 2 * noise <= reached <= ceiling + noise
-    control, _ = _train(tiny_world, world, shuffled=True)
+    control, _ = _train(tiny_world, world, 15, shuffled=True)
     assert abs(control - 0.5) < 0.1, "without a signal there is nothing to learn"
 
 

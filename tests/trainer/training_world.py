@@ -23,7 +23,7 @@ from rlhf_trainer.ranks import FOLDER_VARIABLE, RankState, read_states
 from rlhf_trainer.wire import AttemptConfig, Located, Result, digest_of
 
 WORDS = tuple(VALENCE)
-LAUNCH_SECONDS = 180.0  # on a crowded machine; tests wait for conditions, not for this
+LAUNCH_SECONDS = 420.0  # on a crowded machine; tests wait for conditions, not for this
 
 
 def true_reward(response: str) -> float:
