@@ -183,7 +183,7 @@ CASES = [
     Case("nothing but shadow", ROLLOUT, {"spec.stages": [{"weightPercent": 0, "shadow": True}]}, ("above 0",)),
     Case("no stage", ROLLOUT, {"spec.stages": []}, ("spec.stages", "should have at least 1 items")),
     Case("stage without samples", ROLLOUT, {"spec.stages.1.minSamples": 0}, ("minSamples", "or equal to 1")),
-    Case("a duration in words", ROLLOUT, {"spec.stages.1.minDuration": "1 minute"}, ("spec.stages[1].minDuration",)),
+    Case("a duration in words", ROLLOUT, {"spec.stages.1.minDuration": "1 minute"}, ("minDuration", "such as 500ms")),
     Case("an unknown approval", ROLLOUT, {"spec.stages.3.approval": "Maybe"}, ("stages[3].approval", '"Required"')),
     Case("no guardrail", ROLLOUT, {"spec.guardrails": []}, ("spec.guardrails", "should have at least 1 items")),
     Case("a guardrail twice", ROLLOUT, {"spec.guardrails.1.metric": "latencyP95"}, ("guardrails[2]: Duplicate value",)),

@@ -16,6 +16,7 @@ from rlhf_operator.api.meta import (
     ArtifactSource,
     Cel,
     Conditions,
+    Form,
     ListMap,
     PreserveUnknown,
     Source,
@@ -29,9 +30,8 @@ MAX_REVISIONS_KEPT = 20
 
 Duration = Annotated[
     str,
-    Field(
-        pattern=r"^([0-9]{1,6}(ms|s|m|h))+$", max_length=32, description="A duration such as 500ms, 30s, 10m or 1h30m."
-    ),
+    Field(pattern=r"^([0-9]{1,6}(ms|s|m|h))+$", max_length=32, description="A duration such as 30s, 10m or 1h30m."),
+    Form("must be a duration such as 500ms, 30s, 10m or 1h30m"),
 ]
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -94,7 +94,7 @@ class Stage(ApiSpec):
     min_samples: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
         200, description="Candidate conversations counted in this stage before it can end."
     )
-    min_duration: Duration | None = None
+    min_duration: Duration | None = Field(None, description="Time at this weight before the stage can end.")
     approval: StageApproval | None = Field(
         None, description="Required: the stage ends only with a Decision Approve for its number and digest."
     )
@@ -138,7 +138,7 @@ class BlindAction(StrEnum):
 class OnBlind(ApiSpec):
     """While the evidence cannot be read nothing advances; after maxDuration the action is taken."""
 
-    max_duration: Duration = "10m"
+    max_duration: Duration = Field("10m", description="Blind for longer than this, the action is taken.")
     action: BlindAction = Field(
         BlindAction.HOLD, description="Hold keeps the weight and sets Degraded; Rollback takes the candidate out."
     )
