@@ -45,16 +45,33 @@ class Rest:
         path = f"{_path(body, namespace)}/{body['metadata']['name']}"
         return self._send("PATCH", path, body, "application/apply-patch+yaml", {"fieldManager": manager})
 
+    def allowed(self, user: str, verb: str, resource: str, namespace: str) -> bool:
+        """Whether RBAC lets that user; `resource` is plural[/subresource][.group][:name]."""
+        resource, _, name = resource.partition(":")
+        path, _, group = resource.partition(".")
+        plural, _, subresource = path.partition("/")
+        about = {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "name": name}
+        attributes = {**about, "namespace": namespace}
+        kind, version = "SubjectAccessReview", "authorization.k8s.io/v1"
+        body = {"apiVersion": version, "kind": kind, "spec": {"user": user, "resourceAttributes": attributes}}
+        answer = self._request("POST", f"/apis/{version}/subjectaccessreviews", body, "application/json")
+        return bool(answer["status"]["allowed"])
+
     def _send(self, method: str, path: str, body: Body, content: str, query: dict[str, str]) -> str:
         words = urllib.parse.urlencode({"dryRun": "All", "fieldValidation": "Strict", **query})
-        request = urllib.request.Request(
-            f"{self._server}{path}?{words}", json.dumps(body).encode(), {"Content-Type": content}, method=method
-        )
         try:
-            with urllib.request.urlopen(request, context=self._tls):
-                return ""
+            self._request(method, f"{path}?{words}", body, content)
         except urllib.error.HTTPError as error:
             return str(json.loads(error.read())["message"])
+        return ""
+
+    def _request(self, method: str, path: str, body: Body, content: str) -> Body:
+        request = urllib.request.Request(
+            self._server + path, json.dumps(body).encode(), {"Content-Type": content}, method=method
+        )
+        with urllib.request.urlopen(request, context=self._tls) as answer:
+            found: Body = json.load(answer)
+            return found
 
 
 def _path(body: Body, namespace: str) -> str:

@@ -15,6 +15,7 @@ import yaml
 from rlhf_gateway.wire import TOKEN_AUDIENCE
 from rlhf_operator.kinds import KINDS
 from tests.cluster.charts import Charts
+from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, Body, example, text
 
 SYSTEM = "rlhf-system"
@@ -29,10 +30,12 @@ def installed(control_plane, kubectl) -> None:
 
 
 @pytest.fixture
-def can(kubectl, namespace) -> Any:
-    def answer(user: str, verb: str, resource: str, *words: str, where: str = namespace) -> bool:
-        words = ("auth", "can-i", verb, resource, f"--as={user}", "-n", where, *words)
-        return bool(kubectl(*words, check=False).stdout.startswith("yes"))
+def can(control_plane, tmp_path, namespace) -> Any:
+    """can(user, verb, resource, where=namespace); resource as in Rest.allowed()."""
+    rest = Rest(control_plane.kubeconfig, tmp_path)
+
+    def answer(user: str, verb: str, resource: str, where: str = namespace) -> bool:
+        return rest.allowed(user, verb, resource, where)
 
     return answer
 
@@ -40,13 +43,13 @@ def can(kubectl, namespace) -> Any:
 def test_the_operator_may_do_its_work(can) -> None:
     for kind in KINDS:
         assert can(OPERATOR, "watch", f"{kind.plural}.rlhf.dev")
-        assert can(OPERATOR, "patch", f"{kind.plural}.rlhf.dev", "--subresource=status")
+        assert can(OPERATOR, "patch", f"{kind.plural}/status.rlhf.dev")
         for child in kind.children:
-            assert can(OPERATOR, "create", f"{child.plural}.{child.group}".rstrip("."))
+            assert can(OPERATOR, "create", f"{child.plural}.{child.group}")
     assert can(OPERATOR, "watch", "decisions.rlhf.dev")
     assert can(OPERATOR, "create", "events.events.k8s.io")
-    assert can(OPERATOR, "update", "leases.coordination.k8s.io/rlhf-operator", where=SYSTEM)
-    assert can(OPERATOR, "get", "validatingadmissionpolicies/decisions.rlhf.dev")
+    assert can(OPERATOR, "update", "leases.coordination.k8s.io:rlhf-operator", where=SYSTEM)
+    assert can(OPERATOR, "get", "validatingadmissionpolicies.admissionregistration.k8s.io:decisions.rlhf.dev")
 
 
 def test_the_operator_may_not_do_more(can) -> None:
@@ -56,9 +59,10 @@ def test_the_operator_may_not_do_more(can) -> None:
     assert not can(OPERATOR, "create", "decisions.rlhf.dev")
     assert not can(OPERATOR, "get", "secrets")
     assert not can(OPERATOR, "create", "pods")
-    assert not can(OPERATOR, "create", "pods", "--subresource=exec")
-    assert not can(OPERATOR, "update", "leases.coordination.k8s.io/rlhf-operator")
-    assert not can(OPERATOR, "update", "validatingadmissionpolicies/decisions.rlhf.dev")
+    assert not can(OPERATOR, "create", "pods/exec")
+    assert not can(OPERATOR, "update", "leases.coordination.k8s.io:rlhf-operator")
+    assert not can(OPERATOR, "update", "leases.coordination.k8s.io:another", where=SYSTEM)
+    assert not can(OPERATOR, "update", "validatingadmissionpolicies.admissionregistration.k8s.io:decisions.rlhf.dev")
 
 
 def test_a_named_watch_of_the_decision_policy_is_allowed(kubectl) -> None:
