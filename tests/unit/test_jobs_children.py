@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_operator.api.training import TrainerSpec
 from rlhf_operator.kinds.base import Prices
 from rlhf_operator.kinds.training.merge import merge
-from rlhf_operator.kinds.training.resources import Shape, quantity
+from rlhf_operator.kinds.training.resources import Shape, quantity, shape
 from rlhf_operator.kinds.training.storage import BadUri, Volume, mounts, uri_of
 from rlhf_trainer.wire import AttemptConfig
 from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec
@@ -187,3 +188,13 @@ def test_uris_and_pod_paths_are_each_others_inverse() -> None:
     assert uri_of("/mnt/rlhf/out/artifacts") == "pvc://artifacts"
     assert uri_of("/etc/passwd") is None
     assert uri_of("/mnt/rlhf/out/artifacts/../../etc") is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "processes", "threads"),
+    [(None, 1, 1), ("250m", 1, 1), ("2", 1, 2), ("8", 4, 2), ("3", 2, 1)],
+)
+def test_openmp_gets_the_share_of_the_cpus_of_one_process(cpu: str | None, processes: int, threads: int) -> None:
+    requests = {"cpu": cpu} if cpu else {}
+    trainer = TrainerSpec.model_validate({"numProcPerNode": processes})
+    assert shape(trainer, {"requests": requests}).threads == threads

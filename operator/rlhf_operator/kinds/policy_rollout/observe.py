@@ -155,7 +155,7 @@ class View:
             for status in mappings(pod, "status", "containerStatuses"):
                 restarts = integer(status, "restartCount") or 0
                 looping = text(status, "state", "waiting", "reason") == "CrashLoopBackOff"
-                if looping or restarts >= CRASH_LOOP_RESTARTS:
+                if looping or (restarts >= CRASH_LOOP_RESTARTS and status.get("ready") is not True):
                     return f"pod {name_of(pod)} keeps crashing: {restarts} restarts{_last_end(status)}"
         return None
 

@@ -23,6 +23,7 @@ from rlhf_operator.api.policy_rollout import Revision
 from rlhf_operator.kinds.base import DEPLOYMENT, SERVICE
 from rlhf_operator.kinds.policy_rollout.observe import POLICY_SERVER, View
 from rlhf_operator.kinds.training.merge import merge
+from rlhf_operator.kinds.training.resources import node_amounts, openmp_threads
 from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
 
 GRACE_SECONDS = 60  # for answers in flight, streams too
@@ -109,6 +110,7 @@ def _pod_spec(view: View, revision: Revision) -> dict[str, Any]:
         "imagePullPolicy": view.observed.settings.image_pull_policy,
         "command": ["python", "-m", "rlhf_trainer.serve"],
         "args": ["--model", volume.at(IN_ROOT), "--served-name", view.name, "--digest", revision.digest],
+        "env": [{"name": "OMP_NUM_THREADS", "value": str(openmp_threads(node_amounts(resources).get("cpu", 0.0)))}],
         "ports": [{"name": "http", "containerPort": SERVE_PORT, "protocol": "TCP"}],
         "startupProbe": _probe(period=1, failures=STARTUP_SECONDS),
         "readinessProbe": _probe(period=1, failures=2),

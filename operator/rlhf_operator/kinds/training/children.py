@@ -149,15 +149,15 @@ def template(job: Job[Any], number: int, inputs: Mapping[str, Input]) -> dict[st
     trainer: TrainerSpec = job.spec.trainer
     readable = [Volume.parse(found.uri) for found in inputs.values()]
     volumes, volume_mounts = mounts(readable, output_of(job))
-    env = {"HOME": "/tmp", **{variable.name: variable.value for variable in trainer.env}}
+    resources = {
+        name: dict(amounts) for name in ("limits", "requests") if (amounts := getattr(trainer.resources_per_node, name))
+    }
+    threads = str(shape(trainer, resources).threads)
+    env = {"HOME": "/tmp", "OMP_NUM_THREADS": threads, **{found.name: found.value for found in trainer.env}}
     container = {
         **_container(job, TRAINER, ["python", "-m", "rlhf_trainer.launch"]),
         "env": [{"name": name, "value": value} for name, value in env.items()],
-        "resources": {
-            name: dict(amounts)
-            for name in ("limits", "requests")
-            if (amounts := getattr(trainer.resources_per_node, name))
-        },
+        "resources": resources,
         "ports": [
             {"name": "status", "containerPort": STATUS_PORT},
             {"name": "rendezvous", "containerPort": RENDEZVOUS_PORT},

@@ -34,6 +34,23 @@ def is_gpu(resource: str) -> bool:
     return resource.endswith("/gpu") or resource.startswith("nvidia.com/mig-")
 
 
+def openmp_threads(cpus: float, processes: int = 1) -> int:
+    """OMP_NUM_THREADS of one process: its share of the container's CPUs, at least one.
+
+    Left to itself OpenMP takes every core of the node and waits in busy loops, and a digest is promised for the same
+    number of threads only.
+    """
+    return max(1, int(cpus // processes))
+
+
+def node_amounts(resources: Mapping[str, Any]) -> dict[str, float]:
+    """What one container may use: the larger of request and limit, by resource."""
+    limits, requests = mapping(resources, "limits"), mapping(resources, "requests")
+    return {
+        name: max(quantity(limits.get(name)), quantity(requests.get(name))) for name in sorted({*limits, *requests})
+    }
+
+
 @dataclass(frozen=True)
 class Shape:
     """What one attempt occupies. `requests` are of one node: the larger of request and limit."""
@@ -50,6 +67,10 @@ class Shape:
     def gpus(self) -> float:
         return self.nodes * sum(amount for name, amount in self.requests.items() if is_gpu(name))
 
+    @property
+    def threads(self) -> int:
+        return openmp_threads(self.requests.get("cpu", 0.0), self.processes)
+
     def cost_per_hour(self, prices: Prices) -> float | None:
         """Money per hour of all nodes; None unless every requested resource has a price (memory: per GiB)."""
         if not self.requests or any(name not in prices.per_hour for name in self.requests):
@@ -63,10 +84,7 @@ class Shape:
 
 def shape(trainer: TrainerSpec, resources: Mapping[str, Any]) -> Shape:
     """The shape of the merged trainer container: podTemplate may have changed the resources."""
-    limits, requests = mapping(resources, "limits"), mapping(resources, "requests")
-    amounts = {
-        name: max(quantity(limits.get(name)), quantity(requests.get(name))) for name in sorted({*limits, *requests})
-    }
+    amounts = node_amounts(resources)
     if isinstance(trainer.num_proc_per_node, int):
         processes = trainer.num_proc_per_node
     else:
