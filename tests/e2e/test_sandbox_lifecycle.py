@@ -80,7 +80,7 @@ def left_up() -> Iterator[None]:
 
 def test_down_leaves_nothing_and_a_warm_up_is_ready_within_15_seconds(cluster: Cluster) -> None:
     cluster.kubectl("run", "leftover", "--image=python:3.11-slim-bookworm", "--", "sleep", "1000")
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/leftover", "--timeout=60s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/leftover", "--timeout=180s")
     assert traces(cluster)
 
     succeed("down")
@@ -133,7 +133,7 @@ def test_components_that_died_are_started_by_up_and_the_rest_stays(cluster: Clus
 
 def test_pods_outlive_a_restart_of_the_kubelet_and_of_containerd(cluster: Cluster) -> None:
     cluster.kubectl("run", "lasting", "--image=python:3.11-slim-bookworm", "--", "sleep", "1000")
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/lasting", "--timeout=60s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/lasting", "--timeout=180s")
     container = _container_id(cluster, "lasting")
     before = cluster.status().pids
 
