@@ -89,6 +89,8 @@ def install(cluster: Cluster, images: Images) -> None:
     )
     cluster.helm(*helm, "rlhf-operator-crds", str(ROOT / "helm/rlhf-operator-crds"))
     repository, _, tag = images.operator.rpartition(":")
+    deployment = ("-n", OPERATOR_NAMESPACE, "deployment/rlhf-operator")
+    running = cluster.kubectl("get", *deployment, "--ignore-not-found", check=False).strip()
     cluster.helm(
         *helm,
         "rlhf-operator",
@@ -97,6 +99,9 @@ def install(cluster: Cluster, images: Images) -> None:
         *("--set", f"image.tag={tag}"),
         *("--set", f"trainerImage={images.trainer}"),
     )
+    if running:  # its tag stays the same when the image is built anew
+        cluster.kubectl("rollout", "restart", *deployment)
+        cluster.kubectl("rollout", "status", *deployment, "--timeout=120s")
 
 
 def data(cluster: Cluster, images: Images, seed: int) -> dict[str, str]:
