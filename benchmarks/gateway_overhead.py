@@ -123,6 +123,7 @@ def main() -> None:
         "One gateway pod on loopback. The driver and the policies share one process, and the machine with the gateway: "
         "throughput is a lower bound."
     )
+    report.note(f"Load average of the machine meanwhile: {os.getloadavg()[0]:.1f}.")
     report.write()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import statistics
 import sys
 import time
@@ -154,6 +155,7 @@ def main() -> None:
         f"{POLICY_SECONDS * 1000:.0f} ms. The answer's own time is part of the figure; etcd and kube-apiserver "
         "are not. With 50 runs the p99 is the worst one."
     )
+    report.note(f"Load average of the machine meanwhile: {os.getloadavg()[0]:.1f}.")
     report.write()
 
 

@@ -9,6 +9,7 @@ the latter.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 
@@ -51,6 +52,7 @@ def main() -> None:
     report.note(
         "One thread; a 60,000-parameter Llama, so almost all of it is the cost of a call, which batching shares."
     )
+    report.note(f"Load average of the machine meanwhile: {os.getloadavg()[0]:.1f}.")
     report.write()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,12 +28,20 @@ asyncio.run(run(Settings(
     drain_accept_seconds=0.2, drain_answer_seconds=20.0, drain_evidence_seconds=20.0,
 )))
 """
-TRAFFIC, ADMIN, METRICS = 18100, 18101, 18102
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 @asynccontextmanager
-async def process(api_url: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    arguments = [sys.executable, "-c", PROGRAM, api_url, str(TRAFFIC), str(ADMIN), str(METRICS)]
+async def process(api_url: str, ports: list[int]) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = [sys.executable, "-c", PROGRAM, api_url, *map(str, ports)]
     started = await asyncio.create_subprocess_exec(*arguments)
     try:
         yield started
@@ -44,15 +53,16 @@ async def process(api_url: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 async def test_sigterm_under_load_loses_neither_the_answer_nor_the_count() -> None:
     api, stable = FakeApi(), FakePolicy("rev-stable", hold=asyncio.Event())
+    traffic, admin, metrics = free_ports(3)
     async with (
         serving(api.application()) as (api_url, _),
         serving(stable.application()) as (stable.url, _),
-        process(api_url) as gateway,
+        process(api_url, [traffic, admin, metrics]) as gateway,
         aiohttp.ClientSession() as client,
     ):
         await eventually(lambda: api.watched, seconds=60)
         api.write(GatewayConfig(generation=1, rollout="desk", salt="s", stage=1, stable=stable.backend))
-        url = f"http://127.0.0.1:{TRAFFIC}/v1/completions"
+        url = f"http://127.0.0.1:{traffic}/v1/completions"
 
         async def ask() -> tuple[int, bytes]:
             while True:
@@ -69,7 +79,7 @@ async def test_sigterm_under_load_loses_neither_the_answer_nor_the_count() -> No
         status, body = await asking
         assert (status, body.endswith(b"[DONE]\n\n")) == (200, True)
         headers = {"Authorization": "Bearer operator-token"}
-        async with client.get(f"http://127.0.0.1:{ADMIN}/evidence", headers=headers) as response:
+        async with client.get(f"http://127.0.0.1:{admin}/evidence", headers=headers) as response:
             evidence = Evidence.model_validate_json(await response.text())
         assert counts_of(evidence, "stable").requests == 1
         assert await asyncio.wait_for(gateway.wait(), 20) == 0  # the last counts were pulled: nothing to wait for
