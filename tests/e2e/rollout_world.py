@@ -159,11 +159,14 @@ class Rollout:
         if not target.exists():
             shutil.copytree(desk() / "models" / of, target)
             (target / "NOTE").write_text(note or name)
+            for path in (target, *target.iterdir()):  # pods are not root
+                path.chmod(0o755 if path.is_dir() else 0o644)
         return {"uri": f"pvc://{CLAIM}/{name}", "digest": folder_digest(target)}
 
     def filter(self) -> Body:
         target = self.folder / "filter.json"
         shutil.copyfile(desk() / "models" / "filter.json", target)
+        target.chmod(0o644)
         return {"uri": f"pvc://{CLAIM}/filter.json", "digest": file_digest(target)}
 
     # The rollout

@@ -126,6 +126,7 @@ class World:
         self.gateways: dict[str, Gateway] = {}
         self.broken: set[str] = set()  # revisions whose pods do not get ready
         self.crashing: set[str] = set()
+        self.restarts: dict[str, int] = {}  # of pods that are well now
         self.follow = True  # gateways take up new configurations
         self.now = START
         self.writes: list[str] = []
@@ -230,6 +231,9 @@ class World:
             if name in self.crashing:
                 waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
                 status["containerStatuses"] = [{"name": "policy-server", "restartCount": 2, "state": waiting}]
+            elif name in self.restarts:
+                count = self.restarts[name]
+                status["containerStatuses"] = [{"name": "policy-server", "restartCount": count, "ready": not bad}]
             self.children["Pod", uid] = {
                 "kind": "Pod",
                 "metadata": {"name": uid, "uid": uid, "namespace": "team", "labels": labels},

@@ -285,6 +285,16 @@ def test_a_crash_loop_is_a_rollback() -> None:
     assert "keeps crashing" in world.entry(B)["message"]
 
 
+def test_restarts_of_the_past_are_no_crash_loop_but_restarts_without_an_end_are() -> None:
+    world = trying()
+    world.restarts[B_NAME] = 9
+    world.settle()
+    assert world.entry(B)["state"] == "Candidate"
+    world.broken.add(B_NAME)
+    world.settle()
+    assert (world.entry(B)["state"], world.entry(B)["reason"]) == ("Rejected", "CandidateUnavailable")
+
+
 def test_a_rollback_does_not_wait_for_stable_to_be_healthy() -> None:
     world = trying()
     world.until("Progressing")
@@ -499,3 +509,15 @@ def test_the_observed_weight_is_reported() -> None:
     assert world.status["weights"]["desired"] == world.status["weights"]["written"] == 10.0
     assert world.status["weights"]["observed"] == pytest.approx(10.0, abs=2.0)
     assert world.condition("SplitVerified")["status"] == "True"
+
+
+def test_a_configuration_that_somebody_deleted_comes_back_under_a_generation_never_used() -> None:
+    """Else a gateway that still acts on the old one would be taken for one that acts on the new one."""
+    world = trying()
+    before = world.config
+    del world.children["ConfigMap", "desk-gateway"]
+    world.gateways.clear()
+    for key in [key for key in world.children if key[0] == "Pod"]:
+        del world.children[key]
+    world.step()
+    assert world.config.generation == before.generation + 1

@@ -165,8 +165,9 @@ def _pod_spec(view: View) -> dict[str, Any]:
                     {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
                     {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
                 ],
-                "readinessProbe": _probe("/readyz", failures=1),
-                "livenessProbe": _probe("/healthz", failures=6),
+                "startupProbe": _probe("/healthz", period=1, failures=300),  # a busy node starts Python slowly
+                "readinessProbe": _probe("/readyz", period=2, failures=1),
+                "livenessProbe": _probe("/healthz", period=10, failures=6),
                 "securityContext": RESTRICTED,
                 "volumeMounts": mounts,
             }
@@ -175,6 +176,6 @@ def _pod_spec(view: View) -> dict[str, Any]:
     }
 
 
-def _probe(path: str, failures: int) -> dict[str, Any]:
-    probe = {"httpGet": {"path": path, "port": ADMIN_PORT}, "periodSeconds": 2, "timeoutSeconds": 2}
+def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+    probe = {"httpGet": {"path": path, "port": ADMIN_PORT}, "periodSeconds": period, "timeoutSeconds": 5}
     return {**probe, "failureThreshold": failures}

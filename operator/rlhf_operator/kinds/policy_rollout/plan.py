@@ -234,6 +234,8 @@ def _at_rest(
         message = f"the first revision {stable.revision} goes straight to stable once a pod is ready"
         return RolloutPhase.PENDING, RolloutReason.FIRST_REVISION, message
     reason = RolloutReason(stable.reason or RolloutReason.PROMOTED)
+    if view.status.phase is RolloutPhase.PENDING and not programmed:
+        return RolloutPhase.PENDING, reason, f"{stable.revision} is ready; waiting for a gateway pod that sends to it"
     if waiting is not None:
         return RolloutPhase.HEALTHY, RolloutReason.WAITING_FOR_UPSTREAM, waiting
     if reason is RolloutReason.PROMOTED and not programmed:
