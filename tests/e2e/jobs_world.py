@@ -18,6 +18,7 @@ from sandbox.paths import CHECKOUT
 
 Body = dict[str, Any]
 CLAIM = "desk"
+PATIENCE = 180  # seconds; on an idle machine a pod that plays an ending takes two
 ANY_DIGEST = "sha256:" + "0" * 64
 _MAKE = """
 import sys, torch
@@ -98,7 +99,8 @@ class Namespace:
 
     def bring_desk(self) -> dict[str, str]:
         """The service desk's files on the volume; their digests by path."""
-        shutil.copytree(desk(), self.folder, dirs_exist_ok=True)
+        for part in ("models", "feedback"):
+            shutil.copytree(desk() / part, self.folder / part)
         digests: dict[str, str] = json.loads((desk() / "digests.json").read_text())
         return digests
 
@@ -118,14 +120,14 @@ class Namespace:
     def patch(self, name: str, **spec: Any) -> None:
         self.kubectl("patch", "rewardmodeljob", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
-    def wait(self, what: str, condition: str, seconds: int = 60) -> None:
+    def wait(self, what: str, condition: str, seconds: int = PATIENCE) -> None:
         """On a watch; what did not come is explained by the object's own words."""
         try:
             self.kubectl("wait", what, f"--for={condition}", f"--timeout={seconds}s")
         except SandboxError as error:
             raise AssertionError(f"{what}: not {condition} in {seconds} s\n{self.explain(what)}") from error
 
-    def ended(self, name: str, type: str = "Failed", seconds: int = 60) -> Body:
+    def ended(self, name: str, type: str = "Failed", seconds: int = PATIENCE) -> Body:
         """Waits for the end of a job; returns its status."""
         self.wait(f"rewardmodeljob/{name}", f"condition={type}", seconds)
         return self.status(name)
@@ -168,4 +170,6 @@ def playing(script: str, nodes: int = 1, **more: Any) -> Body:
     """A trainer whose pods play an ending instead of training."""
     command = ["python", "-c", PLAYER + textwrap.dedent(script)]
     container = {"name": "trainer", "command": command, **more}
-    return {"numNodes": nodes, "podTemplate": {"spec": {"containers": [container]}}}
+    # Without a request a pod gets next to nothing of a busy machine.
+    resources = {"requests": {"cpu": "50m"}}
+    return {"numNodes": nodes, "resourcesPerNode": resources, "podTemplate": {"spec": {"containers": [container]}}}

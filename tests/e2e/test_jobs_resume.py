@@ -21,14 +21,19 @@ def spec(digests: dict[str, str]) -> dict[str, Any]:
         "preferences": source("feedback/careful.jsonl"),
         "training": {"epochs": 6, "globalBatchSize": 16, "ensemble": {"members": 2}, "seed": 7},
         "validation": {"minAccuracy": 0.0, "maxCalibrationError": 1.0},
-        "trainer": {"numNodes": NODES, "numProcPerNode": 1},
+        "trainer": {
+            "numNodes": NODES,
+            "numProcPerNode": 1,
+            "resourcesPerNode": {"requests": {"cpu": "500m"}},  # else it gets next to nothing of a busy machine
+        },
+        "failurePolicy": {"rendezvousSeconds": 900},
         "checkpoints": {"everySteps": EVERY, "keepLast": 3},
     }
 
 
 def checkpointed(jobs: Namespace, name: str) -> None:
     """Until two checkpoints are in the status."""
-    jobs.wait(f"rewardmodeljob/{name}", "jsonpath={.status.checkpoints[1].step}", seconds=240)
+    jobs.wait(f"rewardmodeljob/{name}", "jsonpath={.status.checkpoints[1].step}", seconds=600)
 
 
 def checkpoints_of(jobs: Namespace, name: str) -> list[Path]:
@@ -40,7 +45,7 @@ def checkpoints_of(jobs: Namespace, name: str) -> list[Path]:
 
 
 def artifact(jobs: Namespace, name: str) -> str:
-    status = jobs.ended(name, "Complete", seconds=420)
+    status = jobs.ended(name, "Complete", seconds=900)
     assert condition(status, "Validated") == ("True", "AsExpected")
     assert status["progress"]["worldSize"] == NODES
     return str(status["artifact"]["digest"])
@@ -57,7 +62,7 @@ def test_a_disturbed_run_ends_with_the_undisturbed_artifact(jobs: Namespace) -> 
     checkpointed(jobs, "killed")
     victim = jobs.pods("killed")[1]["metadata"]["name"]
     jobs.kubectl("delete", "pod", victim, "--wait=false")
-    jobs.wait("rewardmodeljob/killed", "jsonpath={.status.attempt}=2", seconds=180)
+    jobs.wait("rewardmodeljob/killed", "jsonpath={.status.attempt}=2", seconds=300)
     assert artifact(jobs, "killed") == expected
     attempts = jobs.status("killed")["attempts"]
     assert attempts[1]["resumedFromStep"] > 0
@@ -66,7 +71,7 @@ def test_a_disturbed_run_ends_with_the_undisturbed_artifact(jobs: Namespace) -> 
     jobs.create("corrupt", **common)
     checkpointed(jobs, "corrupt")
     jobs.patch("corrupt", suspend=True)
-    jobs.wait("rewardmodeljob/corrupt", "condition=Suspended", seconds=180)
+    jobs.wait("rewardmodeljob/corrupt", "condition=Suspended", seconds=300)
     *_, before, newest = checkpoints_of(jobs, "corrupt")
     damage(newest)
     jobs.patch("corrupt", suspend=False)

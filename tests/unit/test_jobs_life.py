@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -816,6 +817,19 @@ def test_a_skipped_checkpoint_is_an_event_that_says_which_and_why() -> None:
     assert "step-00000040" in told
     assert world.told("Resumed") == ["attempt 2 resumed from the checkpoint of step 30"]
     assert world.last["resumedFromStep"] == 30
+
+
+def test_numbers_that_json_does_not_know_are_left_out() -> None:
+    world = training()
+    world.now += START.replace(second=30) - START
+    nan = float("nan")
+    verdict = {"metric": "accuracy", "state": "Unknown", "n": 0, "estimate": nan, "lower": nan}
+    guardrail = {"metric": "kl", "state": "Breached", "value": nan, "sinceStep": 3, "action": "Alert"}
+    world.report(step=3, metrics={"loss": nan, "kl": 0.5}, verdicts=[verdict], guardrails=[guardrail])
+    assert world.status["metrics"] == {"kl": 0.5}
+    assert "estimate" not in world.status["verdicts"][0]
+    json.dumps(world.status, allow_nan=False)
+    assert world.holds("GuardrailsHealthy") == ("False", "GuardrailBreached")
 
 
 def test_the_checkpoint_ledger_is_bounded() -> None:

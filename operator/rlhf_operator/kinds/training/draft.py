@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from rlhf_operator.api.training import Attempt, TrainingJobStatus
@@ -49,7 +50,7 @@ class Draft:
     def last(self) -> Attempt | None:
         return self.status.attempts[-1] if self.status.attempts else None
 
-    @property
+    @cached_property
     def size(self) -> Shape:
         return size_of(self.job)
 

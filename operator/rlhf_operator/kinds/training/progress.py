@@ -6,6 +6,9 @@ one, a new checkpoint, a guardrail that changed. A missed pull is never a failur
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,10 +25,12 @@ from rlhf_operator.kinds.training.storage import uri_of
 from rlhf_trainer.wire import (
     STATUS_PORT,
     CheckpointRecord,
+    GuardrailReport,
     ReportPhase,
     Result,
     SkippedCheckpoint,
     StatusReport,
+    Verdict,
 )
 
 PULL_SECONDS = 10.0
@@ -81,9 +86,9 @@ def take_report(status: TrainingJobStatus, attempt: Attempt, report: Report) -> 
                 last_step_at=body.last_step_at,
                 reported_at=report.at,
             ),
-            "metrics": _bounded(body.metrics, _MAX_METRICS),
-            "guardrails": list(body.guardrails[:_MAX_GUARDRAILS]),
-            "verdicts": list(body.verdicts[:_MAX_VERDICTS]) or status.verdicts,
+            "metrics": _metrics(body.metrics),
+            "guardrails": _guardrails(body.guardrails),
+            "verdicts": _verdicts(body.verdicts) or status.verdicts,
         }
     )
     return edit(
@@ -103,9 +108,9 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
     if result.artifact and artifact:
         changes["artifact"] = ArtifactStatus(uri=artifact, digest=result.artifact.digest)
     if result.verdicts:
-        changes["verdicts"] = list(result.verdicts[:_MAX_VERDICTS])
+        changes["verdicts"] = _verdicts(result.verdicts)
     if result.metrics:
-        changes["metrics"] = _bounded(result.metrics, _MAX_METRICS)
+        changes["metrics"] = _metrics(result.metrics)
     if result.lineage:  # what the operator resolved itself is not overwritten
         changes["lineage"] = {**_bounded(result.lineage, _MAX_LINEAGE - len(status.lineage)), **status.lineage}
     return edit(
@@ -147,6 +152,30 @@ def _resumption(
         entry.model_copy(update={"reason": entry.reason[:512]}) for entry in skipped[:_MAX_SKIPPED]
     ]
     return {"resumed_from_step": step, "skipped_checkpoints": kept}
+
+
+# A run that diverges reports NaN; JSON has none, and the API server would refuse the whole status for it.
+
+
+def _metrics(values: Mapping[str, float]) -> dict[str, float]:
+    return _bounded({name: value for name, value in values.items() if math.isfinite(value)}, _MAX_METRICS)
+
+
+def _verdicts(found: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict.model_copy(update=_without_nan(verdict)) for verdict in found[:_MAX_VERDICTS]]
+
+
+def _without_nan(verdict: Verdict) -> dict[str, None]:
+    numbers = {name: getattr(verdict, name) for name in ("estimate", "lower", "upper", "threshold")}
+    return {name: None for name, value in numbers.items() if value is not None and not math.isfinite(value)}
+
+
+def _guardrails(found: Sequence[GuardrailReport]) -> list[GuardrailReport]:
+    """What is not finite reads as the largest number there is."""
+    return [
+        guardrail if math.isfinite(guardrail.value) else guardrail.model_copy(update={"value": sys.float_info.max})
+        for guardrail in found[:_MAX_GUARDRAILS]
+    ]
 
 
 def _bounded(values: Any, limit: int) -> dict[str, Any]:
