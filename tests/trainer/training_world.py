@@ -80,8 +80,8 @@ class TinyWorld:
             "preferences": Located(path=str(self.preferences), digest=dataset_digest(self.preferences)),
             "reward_model_training": training,
             "validation": RewardModelValidation(min_accuracy=0.0, max_calibration_error=1.0),
-            "no_progress_seconds": 120,
-            "rendezvous_seconds": 120,
+            "no_progress_seconds": 300,
+            "rendezvous_seconds": 300,
         }
         return AttemptConfig(**{**fields, **changes})
 

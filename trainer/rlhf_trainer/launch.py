@@ -165,7 +165,7 @@ def _report(config: AttemptConfig | None, result: Result) -> int:
             log.error("result.json could not be written: %s", error)
     write_termination_message(result)
     log.info("%s (exit %d): %s", result.failure_class.value, result.exit_code, result.message)
-    return result.exit_code if result.failure_class is not FailureClass.SUCCESS else 0
+    return result.exit_code
 
 
 def _all_joined(states: Mapping[int, RankState]) -> bool:

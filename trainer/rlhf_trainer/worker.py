@@ -30,7 +30,15 @@ log = logging.getLogger("rlhf_trainer")
 _LOOPS = {"RewardModelJob": "rlhf_trainer.loops.reward_model", "PolicyOptimizationJob": "rlhf_trainer.loops.ppo"}
 
 
-def run_attempt(config: AttemptConfig, world: World, ranks: RankFiles, stop: StopSignal) -> Result:
+Loop = Callable[[Session], Outcome]
+
+
+def load_loop(kind: str) -> Loop:
+    loop: Loop = importlib.import_module(_LOOPS[kind]).run
+    return loop
+
+
+def run_attempt(config: AttemptConfig, loop: Loop, world: World, ranks: RankFiles, stop: StopSignal) -> Result:
     """Everything between the rendezvous and the result; never raises."""
     board = StatusBoard(config.attempt, config.uid, world.size, _now)
     session: Session | None = None
@@ -43,7 +51,6 @@ def run_attempt(config: AttemptConfig, world: World, ranks: RankFiles, stop: Sto
                     reason="RendezvousMismatch",
                 )
             session = Session(config, world, board, ranks, stop, _now)
-            loop: Callable[[Session], Outcome] = importlib.import_module(_LOOPS[config.kind]).run
             result = _finished(session, loop(session))
         except Exception as error:  # the boundary of the process: every error becomes a Result
             ended = classify(error)
@@ -62,13 +69,14 @@ def main() -> NoReturn:
     stop.install()
     ranks.started()
     config = read_config()  # the launcher has read it before: an error here is a bug worth its traceback
+    loop = load_loop(config.kind)  # before the heartbeat begins: a cold disk is no hanging rank
     try:
         # Longer than the watchdog's limit, which names the culprit; a collective's own timeout only backs it up.
         world = join(timedelta(seconds=max(config.rendezvous_seconds, config.no_progress_seconds + 60)))
     except Ended as ended:
         _end(ranks, _result(config, ranks.rank, ended, None))
     ranks.joined()
-    result = run_attempt(config, world, ranks, stop)
+    result = run_attempt(config, loop, world, ranks, stop)
     if result.failure_class is FailureClass.SUCCESS:
         leave()
     _end(ranks, result)
