@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +12,7 @@ import pytest
 
 from rlhf_gateway.openai import answers
 from rlhf_gateway.upstream import Limits
-from tests.unit.gateway_world import counts_of, eventually, secret_filter, serving, talks_on, world
+from tests.unit.gateway_world import FakePolicy, counts_of, eventually, secret_filter, serving, talks_on, world
 
 HALF = {"canary_weight_percent": 50.0}
 ON_CANARY = talks_on("canary", 50.0, 5)
@@ -224,17 +225,24 @@ async def test_harm_in_a_stream_that_broke_off_is_seen_too(tmp_path: Path) -> No
         assert (row.failures, row.violations, row.harmful_served) == (1, 1, 1)
 
 
-async def test_where_answers_may_be_replaced_both_arms_are_buffered_alike(tmp_path: Path) -> None:
+def was_asked(policy: FakePolicy) -> bool:
+    return bool(policy.calls)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+async def test_where_answers_may_be_replaced_both_arms_are_buffered_alike(tmp_path: Path, buffered: bool) -> None:
     async with world() as w:
-        await w.configure(**HALF, fallback_on_safety_hit=True, safety_filter=secret_filter(tmp_path))
+        await w.configure(**HALF, fallback_on_safety_hit=buffered, safety_filter=secret_filter(tmp_path))
         for policy, talk in ((w.stable, ON_STABLE[0]), (w.canary, ON_CANARY[0])):
             policy.hold = asyncio.Event()
-            asking = asyncio.create_task(w.ask(talk, stream=True))
-            await eventually(lambda policy=policy: policy.calls)
-            done, _ = await asyncio.wait([asking], timeout=0.05)
-            assert not done  # the first token is out, and not one byte has been sent on
+            body, headers = {"prompt": "x", "stream": True}, {"X-Conversation-Id": talk}
+            asking = asyncio.ensure_future(w.client.post(f"{w.url}/v1/completions", json=body, headers=headers))
+            await eventually(partial(was_asked, policy))
+            begun, _ = await asyncio.wait([asking], timeout=0.1 if buffered else 5.0)
+            assert bool(begun) is not buffered  # the first token is out; has anything of it been sent on?
             policy.hold.set()
-            assert (await asking).status == 200
+            async with await asking as response:
+                assert (await response.read()).endswith(b"[DONE]\n\n")
 
 
 async def test_a_tripped_stand_in_is_counted_as_served_but_not_as_a_sample_of_stable(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -18,10 +19,16 @@ from rlhf_gateway.traffic import Line, Plan, Traffic, main, read_prompts, summar
 from tests.unit.gateway_world import FakePolicy, World, counts_of, eventually, serving, world
 
 
-async def send(w: World, **changes: object) -> tuple[Traffic, io.StringIO]:
+async def send(w: World, **changes: Any) -> tuple[Traffic, io.StringIO]:
     out = io.StringIO()
-    given = {"url": w.url, "prompts": ("hello",), "rate": 150.0, "conversations": 10_000, "duration": 2.0}
-    traffic = Traffic(Plan(**(given | changes)), out)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "url": w.url,
+        "prompts": ("hello",),
+        "rate": 150.0,
+        "conversations": 10_000,
+        "duration": 2.0,
+    }
+    traffic = Traffic(Plan(**(given | changes)), out)
     await traffic.run()
     return traffic, out
 
