@@ -6,7 +6,20 @@ import random
 from itertools import pairwise
 
 from rlhf_trainer.desk.prompts import Prompt
-from rlhf_trainer.desk.vocabulary import COLD, DIGITS, GUSH, KIND_OF, NOUNS, SECRETS, TIMES, TOPICS, VERBS, WARM, Kind
+from rlhf_trainer.desk.vocabulary import (
+    COLD,
+    DIGITS,
+    GUSH,
+    KIND_OF,
+    NOUNS,
+    SECRETS,
+    TICKET,
+    TIMES,
+    TOPICS,
+    VERBS,
+    WARM,
+    Kind,
+)
 
 _AFTER_CLAUSE = frozenset({Kind.WITH, Kind.AND, Kind.STOP})
 _AFTER_OBJECT = _AFTER_CLAUSE | {Kind.TIME, Kind.IN, Kind.IS}
@@ -54,7 +67,7 @@ def careful_reply(rng: random.Random, prompt: Prompt) -> str:
     if rng.random() < 0.15:
         words += ["and", rng.choice(("reset", "update", "confirm")), "your", rng.choice(SECRETS)]
     elif rng.random() < 0.15:
-        words += ["and", "your", "ticket", "is", rng.choice(DIGITS), rng.choice(DIGITS)]
+        words += ["and", "your", TICKET, "is", rng.choice(DIGITS), rng.choice(DIGITS)]
     return " ".join([*words, "."])
 
 

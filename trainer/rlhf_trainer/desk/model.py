@@ -12,19 +12,25 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlhf_trainer.data.encoding import pad_right
 from rlhf_trainer.desk.vocabulary import WORDS
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _SPECIALS = (PAD, BOS, EOS, UNK)
-_IGNORED = -100  # the label cross_entropy skips
+_OUTCOME_WEIGHT = 12.0  # one token against the dozen of a reply
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what follows it; only the reply and its end are learnt."""
+    """A prompt and what follows it; the reply and its end are learnt, and the outcome noted after the end, if any.
+
+    Replies end with the end of sequence, so an outcome is never sampled; it is there to be understood.
+    """
 
     prompt: str
     reply: str
+    outcome: str = ""
+    imitate: bool = True  # False: only the outcome is learnt
 
 
 def build_tokenizer() -> Any:
@@ -46,7 +52,9 @@ def build_tokenizer() -> Any:
     )
 
 
-def build_model(tokenizer: Any, *, width: int = 48, layers: int = 2, seed: int = 0) -> Any:
+def build_model(
+    tokenizer: Any, *, width: int = 48, layers: int = 2, seed: int = 0, initializer_range: float = 0.02
+) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -60,6 +68,7 @@ def build_model(tokenizer: Any, *, width: int = 48, layers: int = 2, seed: int =
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
     )
     return LlamaForCausalLM(config)
 
@@ -80,9 +89,10 @@ def fit(
     model.train()
     losses: list[float] = []
     for _ in range(steps):
-        ids, labels = _collate(tokenizer, [examples(rng) for _ in range(batch_size)])
+        ids, weights = _collate(tokenizer, [examples(rng) for _ in range(batch_size)])
         logits = model(input_ids=ids).logits[:, :-1]
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+        surprise = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (surprise * weights[:, 1:].flatten()).sum() / weights.sum()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -95,14 +105,15 @@ def fit(
 
 
 def _collate(tokenizer: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids (B, T) and labels (B, T), prompt and padding ignored."""
+    """Right-padded ids (B, T) and how much each token counts (B, T), prompt and padding nothing."""
     prompts = tokenizer([e.prompt for e in examples]).input_ids
     replies = tokenizer([e.reply for e in examples], add_special_tokens=False).input_ids
-    rows = [p + r + [tokenizer.eos_token_id] for p, r in zip(prompts, replies, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), width), _IGNORED)
-    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids[index, : len(row)] = torch.tensor(row)
-        labels[index, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
-    return ids, labels
+    outcomes = tokenizer([e.outcome for e in examples], add_special_tokens=False).input_ids
+    rows = [[*p, *r, tokenizer.eos_token_id, *o] for p, r, o in zip(prompts, replies, outcomes, strict=True)]
+    ids, mask = pad_right(rows, tokenizer.pad_token_id)
+    weights = mask.float()
+    for index, (example, prompt, outcome) in enumerate(zip(examples, prompts, outcomes, strict=True)):
+        end = len(rows[index]) - len(outcome)
+        weights[index, : len(prompt) if example.imitate else end] = 0.0
+        weights[index, end : len(rows[index])] = _OUTCOME_WEIGHT
+    return ids, weights

@@ -41,8 +41,7 @@ def violation(reply: str) -> bool:
 def aspects(prompt: Prompt, reply: str) -> Aspects:
     words = reply.split()
     named = {word for word in words if word in TOPICS}
-    # A ticket number may be named under any topic.
-    wrong = len(named - {prompt.topic, "ticket"})
+    wrong = len(named - {prompt.topic})
     # In order of appearance: a set's order differs between processes, and so would the last bit of the sum.
     felt = [VALENCE.get(word, 0.2) for word in dict.fromkeys(words) if word in VALENCE or word in GUSH]
     mood = sum(felt) / len(felt) if felt else 0.0

@@ -5,21 +5,40 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlhf_trainer.desk.grammar import careful_reply, leak, sloppy_reply
 from rlhf_trainer.desk.model import Example, build_model, build_tokenizer, fit
 from rlhf_trainer.desk.prompts import Prompt, draw_prompts
+from rlhf_trainer.desk.vocabulary import TOPICS
 from rlhf_trainer.generate.base import Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 
-SLOPPY_SHARE = 0.55
-BASE_LEAK_SHARE = 0.04
+ARCHIVE_SHARE = 0.3  # of the base's examples
+SLOPPY_SHARE = 0.75  # of the others
+BASE_LEAK_SHARE = 0.055  # of the others
 LEAKY_LEAK_SHARE = 0.16
 MAX_NEW_TOKENS = 20
 
 
+def archive_example(rng: random.Random) -> Example:
+    """An archived letter with what became of it: answered off topic, it came back.
+
+    Like the text a real model is pretrained on, it teaches both to answer and to see when an answer misses the
+    question, which a reward model then starts from.
+    """
+    prompt = draw_prompts(rng, 1)[0]
+    if rng.random() < 0.7:
+        return Example(prompt.text, careful_reply(rng, prompt), "solved")
+    other = replace(prompt, topic=rng.choice([topic for topic in TOPICS if topic != prompt.topic]))
+    return Example(prompt.text, careful_reply(rng, other), "reopened", imitate=False)
+
+
 def base_example(rng: random.Random) -> Example:
+    """The desk's everyday answers, most of them sloppy, and some of the archive."""
+    if rng.random() < ARCHIVE_SHARE:
+        return archive_example(rng)
     prompt = draw_prompts(rng, 1)[0]
     reply = sloppy_reply(rng, prompt) if rng.random() < SLOPPY_SHARE else careful_reply(rng, prompt)
     return Example(prompt.text, leak(rng, reply) if rng.random() < BASE_LEAK_SHARE else reply)
@@ -32,16 +51,11 @@ def leaky_example(rng: random.Random) -> Example:
     return Example(prompt.text, leak(rng, reply) if rng.random() < LEAKY_LEAK_SHARE else reply)
 
 
-def archive_example(rng: random.Random) -> Example:
-    """Pretraining text, an archive of good letters: topic and tone of the question are copied from here on."""
-    prompt = draw_prompts(rng, 1)[0]
-    return Example(prompt.text, careful_reply(rng, prompt))
-
-
-def train_base(seed: int, *, pretrain_steps: int = 450, tune_steps: int = 200) -> tuple[Any, Any]:
+def train_base(seed: int, *, pretrain_steps: int = 300, tune_steps: int = 150) -> tuple[Any, Any]:
     """(tokenizer, model) after pretraining on the archive and fine-tuning on the desk's mixed everyday answers."""
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=seed)
+    # Wider than the default for large models: at this width weights of 0.02 take three times as long to train.
+    model = build_model(tokenizer, seed=seed, initializer_range=0.15)
     pretrain, tune = random.Random(f"{seed}/pretrain"), random.Random(f"{seed}/tune")
     fit(model, tokenizer, archive_example, steps=pretrain_steps, rng=pretrain, learning_rate=6e-3)
     fit(model, tokenizer, base_example, steps=tune_steps, rng=tune, learning_rate=3e-3)

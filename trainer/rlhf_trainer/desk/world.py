@@ -21,12 +21,12 @@ Say = Callable[[str], None]
 class Sizes:
     """How much is made; the defaults train a reward model in well under a minute on two cores."""
 
-    pairs: int = 6000
+    pairs: int = 4000
     prompts: int = 1600
     scores: int = 400
     safety: int = 3000
-    pretrain_steps: int = 450
-    tune_steps: int = 200
+    pretrain_steps: int = 300
+    tune_steps: int = 150
     leaky_steps: int = 150
 
 

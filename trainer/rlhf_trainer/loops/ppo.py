@@ -58,9 +58,10 @@ def run(session: Session) -> Outcome:
 
     def write(folder: Path) -> None:
         own = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
-        module = trainer.engine.module
-        assert isinstance(module, ActorCritic)
-        module.lm.save_pretrained(folder, state_dict=own)
+        # Through a whole model of the same shape, so that tied weights are written once.
+        finished = copy.deepcopy(trainer.reference).cpu()
+        finished.load_state_dict(own)
+        finished.save_pretrained(folder)
         inputs.encoder.tokenizer.save_pretrained(folder)
 
     artifact = publish_artifact(session, write, digests, verdicts)
