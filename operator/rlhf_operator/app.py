@@ -23,7 +23,7 @@ import kopf
 
 from rlhf_gateway.wire import TOKEN_PATH
 from rlhf_operator.config import Config
-from rlhf_operator.engine import sources as watched
+from rlhf_operator.engine import sources
 from rlhf_operator.engine.elector import Elector, Terms
 from rlhf_operator.engine.gate import DecisionGate
 from rlhf_operator.engine.puller import Puller, http_fetch
@@ -81,8 +81,7 @@ class App:
         self._failed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        self._sources = watched.sources(self._kinds)
-        self._gates: tuple[watched.Source, ...] = ()
+        self._sources = sources.sources(self._kinds)
         self._build()
 
     @classmethod
@@ -117,7 +116,9 @@ class App:
             wake=self._wake,
         )
         self._workers = Workers(self._queue, reconciler, metrics, count=config.workers)
-        self._relister = Relister(self._sources, config.namespaces, self._store, self._api, metrics, self._wake)
+        self._relister = Relister(
+            self._sources, config.namespaces, self._store, self._gate, self._api, metrics, self._wake
+        )
         election = config.leader_election
         self._elector = Elector(
             self._api,
@@ -131,7 +132,7 @@ class App:
             ),
         )
         self._lag = health.LoopLag(metrics)
-        paths = handlers.watched_paths((*self._sources, *watched.gate_sources()), config.namespaces)
+        paths = handlers.watched_paths((*self._sources, *sources.gate_sources()), config.namespaces)
         self._watch_clock = handlers.WatchClock(paths)
         self._server = health.Server(
             metrics,
@@ -184,7 +185,6 @@ class App:
         while not self._stop.is_set():
             try:
                 await self._relister.prime()
-                await self._prime_gate()
             except ApiError as error:
                 hint = "; are the CRDs installed (chart rlhf-operator-crds)?" if error.outcome is Outcome.ABSENT else ""
                 logger.error("cannot list yet, trying again: %s%s", error, hint)
@@ -192,34 +192,20 @@ class App:
                     async with asyncio.timeout(_PRIME_RETRY_SECONDS):
                         await self._stop.wait()
             else:
+                watched = (*self._sources, *self._relister.gates)
+                self._watch_clock.only(handlers.watched_paths(watched, self._config.namespaces))
                 self._primed = True
                 logger.info("the store is primed: %s", self._store.counts())
                 return
 
-    async def _prime_gate(self) -> None:
-        """Without the right to see the policy, Decisions are not honoured, and everything else works."""
-        allowed = []
-        for source in watched.gate_sources():
-            try:
-                listing = await self._api.list(source.resource, fields=source.fields)
-            except ApiError as error:
-                if error.outcome is not Outcome.FORBIDDEN:
-                    raise
-                logger.warning("Decisions are not honoured: the operator may not watch their policy: %s", error)
-                continue
-            allowed.append(source)
-            for obj in listing.items:
-                self._gate.put(source.resource.kind, obj)
-        self._gates = tuple(allowed)
-        self._watch_clock.only(handlers.watched_paths((*self._sources, *self._gates), self._config.namespaces))
-
     async def _watch(self) -> asyncio.Task[None]:
-        registry = handlers.registry(self._sources, self._gates, self._store, self._gate, self._wake, self._metrics)
+        gates = self._relister.gates
+        registry = handlers.registry(self._sources, gates, self._store, self._gate, self._wake, self._metrics)
         handlers.login(registry, self._api, self._watch_clock)
         ours = asyncio.all_tasks()
         root = await kopf.spawn_tasks(
             registry=registry,
-            settings=handlers.settings((*self._sources, *self._gates)),
+            settings=handlers.settings((*self._sources, *gates)),
             clusterwide=not self._config.namespaces,
             namespaces=self._config.namespaces,
         )

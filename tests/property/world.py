@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rlhf_operator.engine.gate import DecisionGate
 from rlhf_operator.engine.queue import WorkQueue
 from rlhf_operator.engine.reconciler import Reconciler, primary_resource
 from rlhf_operator.engine.relister import Relister
@@ -67,6 +68,7 @@ class Engine:
     ) -> None:
         self.metrics = Metrics()
         self.store = Store(kinds)
+        self.gate = DecisionGate(self.metrics)
         self.queue = WorkQueue(self.metrics, clock=clock, rng=random.Random(seed))
         self.recorder = Recorder(api, self.metrics, instance="test", clock=clock, now=clock.now)
         self.reconciler = Reconciler(
@@ -78,10 +80,12 @@ class Engine:
             settings=Settings(trainer_image="trainer:test", gateway_image="gateway:test"),
             metrics=self.metrics,
             now=clock.now,
-            decisions_honoured=lambda: False,
+            decisions_honoured=lambda: self.gate.open,
             wake=self.wake,
         )
-        self.relister = Relister(sources(kinds), namespaces, self.store, api, self.metrics, self.wake, sleep=_no_sleep)
+        self.relister = Relister(
+            sources(kinds), namespaces, self.store, self.gate, api, self.metrics, self.wake, sleep=_no_sleep
+        )
 
     def wake(self, keys: Iterable[Key]) -> None:
         for key in keys:

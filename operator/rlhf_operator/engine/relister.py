@@ -13,10 +13,12 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rlhf_operator.engine.sources import Source
+from rlhf_operator.api.decision import POLICY_NAME
+from rlhf_operator.engine.gate import DecisionGate
+from rlhf_operator.engine.sources import Source, gate_sources
 from rlhf_operator.engine.store import Id, Store
 from rlhf_operator.kinds.base import Key, Object
-from rlhf_operator.kube.errors import ApiError
+from rlhf_operator.kube.errors import ApiError, Outcome
 from rlhf_operator.kube.interface import KubeApi
 from rlhf_operator.obs.metrics import Metrics
 
@@ -38,6 +40,7 @@ class Relister:
         sources: Sequence[Source],
         namespaces: Sequence[str],
         store: Store,
+        gate: DecisionGate,
         api: KubeApi,
         metrics: Metrics,
         wake: Callable[[Iterable[Key]], None],
@@ -48,6 +51,8 @@ class Relister:
         self._sources = sources
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._store = store
+        self._gate = gate
+        self.gates: tuple[Source, ...] = ()  # those of the Decisions' policy that we may watch; known once primed
         self._api = api
         self._metrics = metrics
         self._wake = wake
@@ -61,6 +66,7 @@ class Relister:
                 listing = await self._api.list(source.resource, namespace, labels=source.labels, fields=source.fields)
                 for obj in listing.items:
                     self._store.put(obj)
+        self.gates = tuple([source for source in gate_sources() if await self._prime_gate(source)])
 
     async def run(self, *, first: float, every: float) -> None:
         """For ever; cancel it to stop."""
@@ -74,12 +80,33 @@ class Relister:
 
     async def once(self) -> int:
         """One round; returns how many objects were repaired."""
+        await self._look_at_gate()
         listed = {(s, ns): await self._list(s, ns) for s in self._sources for ns in self._namespaces}
         if not any(self._suspects(s, ns, seen) for (s, ns), seen in listed.items()):
             return 0
         await self._sleep(GRACE_SECONDS)
         suspects = [x for (s, ns), seen in listed.items() for x in self._suspects(s, ns, seen)]
         return sum([await self._repair(suspect) for suspect in suspects])
+
+    async def _prime_gate(self, source: Source) -> bool:
+        """Without the right to see the policy, Decisions are not honoured, and everything else works."""
+        try:
+            listing = await self._api.list(source.resource, fields=source.fields)
+        except ApiError as error:
+            if error.outcome is not Outcome.FORBIDDEN:
+                raise
+            logger.warning("Decisions are not honoured: the operator may not watch their policy: %s", error)
+            return False
+        for obj in listing.items:
+            self._gate.put(source.resource.kind, obj)
+        return True
+
+    async def _look_at_gate(self) -> None:
+        """A policy whose deletion nobody reported must not keep the gate open."""
+        for source in self.gates:
+            live = await self._api.get(source.resource, "", POLICY_NAME)
+            if self._gate.put(source.resource.kind, live):
+                self._wake(self._store.all_keys())
 
     async def _list(self, source: Source, namespace: str | None) -> dict[Id, Object]:
         listing = await self._api.list_metadata(source.resource, namespace, labels=source.labels, fields=source.fields)

@@ -173,12 +173,3 @@ def object_facts(primary: Object) -> Iterator[tuple[str, list[str], float]]:
     if meta.get("creationTimestamp"):
         created = datetime.fromisoformat(meta["creationTimestamp"])
         yield "rlhf_resource_created_timestamp_seconds", identity, created.timestamp()
-
-
-def document() -> str:
-    """The catalogue as a Markdown table, for docs/."""
-    rows = [(PREFIX + m.name + ("_total" if m.type == "counter" else ""), m) for m in CATALOGUE]
-    rows += [(m.name, m) for m in OBJECT_METRICS]
-    lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{name}` | {m.type} | {', '.join(m.labels) or '-'} | {m.help} |" for name, m in rows]
-    return "\n".join(lines) + "\n"
