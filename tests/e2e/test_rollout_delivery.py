@@ -44,8 +44,9 @@ def test_a_good_policy_is_promoted_without_a_failed_request(rollout: Rollout) ->
 
 def test_a_leaking_policy_is_rolled_back_at_its_canary_stage_with_the_evidence(rollout: Rollout) -> None:
     first, leaky = rollout.policy("first"), rollout.policy("leaky", of="desk-leaky")
-    stages = [{"weightPercent": 20, "minSamples": 5000}]
-    rollout.create(first, stages=stages, guardrails=GUARDRAILS[:1], fallback={"onSafetyHit": "stable"})
+    stages = [{"weightPercent": 40, "minSamples": 5000}]
+    tight = [{**GUARDRAILS[0], "margin": 0.03}]  # the leaky policy leaks in about 12 % more of its answers
+    rollout.create(first, stages=stages, guardrails=tight, fallback={"onSafetyHit": "stable"})
     with rollout.users(rate=15).asking() as users:
         eventually("users are answered", lambda: len(users.answers) > 20)
         rollout.patch(policy=leaky)

@@ -166,7 +166,7 @@ def _pod_spec(view: View) -> dict[str, Any]:
                     {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
                 ],
                 "startupProbe": _probe("/healthz", period=1, failures=300),  # a busy node starts Python slowly
-                "readinessProbe": _probe("/readyz", period=2, failures=1),
+                "readinessProbe": _probe("/readyz", period=2, failures=3),
                 "livenessProbe": _probe("/healthz", period=10, failures=6),
                 "securityContext": RESTRICTED,
                 "volumeMounts": mounts,
