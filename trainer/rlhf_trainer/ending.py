@@ -43,11 +43,8 @@ def decide(config: AttemptConfig | None, observed: Observed, now: datetime) -> R
     if observed.intervention is not None and type(observed.intervention) is not Ended:
         return _compose(config, observed.intervention, now)
     if killed:
-        return _compose(
-            config,
-            Ended(f"{_ranks(killed)} killed, or died while starting, and left no result; the log says which"),
-            now,
-        )
+        message = f"{_ranks(killed)} killed, or died while starting, and left no result; the log says which"
+        return _compose(config, Ended(message), now)
     for consequence in (FailureClass.PREEMPTED, FailureClass.RENDEZVOUS):
         matching = [result for result in results if result.failure_class is consequence]
         if matching:
