@@ -101,6 +101,8 @@ class Namespace:
         """The service desk's files on the volume; their digests by path."""
         for part in ("models", "feedback"):
             shutil.copytree(desk() / part, self.folder / part)
+        for path in self.folder.rglob("*"):
+            path.chmod(0o777 if path.is_dir() else 0o644)  # pods run as another user than this test
         digests: dict[str, str] = json.loads((desk() / "digests.json").read_text())
         return digests
 
@@ -128,9 +130,11 @@ class Namespace:
             raise AssertionError(f"{what}: not {condition} in {seconds} s\n{self.explain(what)}") from error
 
     def ended(self, name: str, type: str = "Failed", seconds: int = PATIENCE) -> Body:
-        """Waits for the end of a job; returns its status."""
-        self.wait(f"rewardmodeljob/{name}", f"condition={type}", seconds)
-        return self.status(name)
+        """Waits for the end of a job, which must be this one; returns its status."""
+        self.wait(f"rewardmodeljob/{name}", "jsonpath={.status.completionTime}", seconds)
+        status = self.status(name)
+        assert condition(status, type)[0] == "True", self.explain(f"rewardmodeljob/{name}")
+        return status
 
     def explain(self, what: str) -> str:
         words = [self.kubectl("get", what, "-o", "jsonpath={.status}"), self.kubectl("get", "pods,jobs", "-o", "wide")]

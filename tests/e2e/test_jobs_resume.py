@@ -19,7 +19,7 @@ def spec(digests: dict[str, str]) -> dict[str, Any]:
     return {
         "baseModel": source("models/desk-sft"),
         "preferences": source("feedback/careful.jsonl"),
-        "training": {"epochs": 6, "globalBatchSize": 16, "ensemble": {"members": 2}, "seed": 7},
+        "training": {"epochs": 8, "globalBatchSize": 16, "ensemble": {"members": 2}, "seed": 7},
         "validation": {"minAccuracy": 0.0, "maxCalibrationError": 1.0},
         "trainer": {
             "numNodes": NODES,
@@ -32,8 +32,8 @@ def spec(digests: dict[str, str]) -> dict[str, Any]:
 
 
 def checkpointed(jobs: Namespace, name: str) -> None:
-    """Until two checkpoints are in the status."""
-    jobs.wait(f"rewardmodeljob/{name}", "jsonpath={.status.checkpoints[1].step}", seconds=600)
+    """Until a checkpoint is in the status; being stopped, the pods save another one."""
+    jobs.wait(f"rewardmodeljob/{name}", "condition=Checkpointed", seconds=600)
 
 
 def checkpoints_of(jobs: Namespace, name: str) -> list[Path]:
