@@ -221,6 +221,18 @@ def test_a_leaking_candidate_is_rolled_back_with_the_test_n_and_the_bound() -> N
     assert world.condition("Degraded")["reason"] == "DigestRejected"
 
 
+def test_a_rollback_that_is_over_stays_over_while_a_gateway_restarts() -> None:
+    world = trying(stages=STAGES[1:])
+    world.until("RolledBack", canary_bad=0.5)
+    for gateway in world.gateways.values():
+        gateway.config = None
+    world.follow = False
+    world.pull()
+    world.settle()
+    assert world.condition("RouteProgrammed")["status"] == "False"
+    assert world.status["phase"] == "RolledBack"
+
+
 def test_failing_answers_roll_back_by_availability() -> None:
     world = trying(stages=STAGES[1:])
     world.until("RolledBack", canary_failed=0.3)

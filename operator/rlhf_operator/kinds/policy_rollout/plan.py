@@ -221,7 +221,7 @@ def _at_rest(
     refused = ledger.rejection(course.revisions, digest) if digest is not None else None
     if refused is not None:
         message = f"{refused.digest} is refused: {refused.message}"
-        if route.leftovers(view, live) or not programmed:
+        if route.leftovers(view, live) or (not programmed and view.status.phase is not RolloutPhase.ROLLED_BACK):
             return RolloutPhase.ROLLING_BACK, RolloutReason(refused.reason or RolloutReason.DIGEST_REJECTED), message
         more = "; name another policy, or create a Decision ClearRejection with this digest"
         return RolloutPhase.ROLLED_BACK, RolloutReason.DIGEST_REJECTED, message + more
