@@ -96,58 +96,56 @@ class App:
         return cls(config, kinds, api, metrics)
 
     def _build(self) -> None:
-        config, metrics = self._config, self._metrics
+        config, api, metrics = self._config, self._api, self._metrics
         self._store = Store(self._kinds)
         self._queue = WorkQueue(metrics)
         self._gate = DecisionGate(metrics)
         self._session = aiohttp.ClientSession()  # to pods; never with the API server's credentials
         self._puller = Puller(http_fetch(self._session, _token), self._wake, metrics, now=_utcnow)
-        self._recorder = Recorder(self._api, metrics, instance=self._identity, clock=time.monotonic, now=_utcnow)
-        reconciler = Reconciler(
+        self._recorder = Recorder(api, metrics, instance=self._identity, clock=time.monotonic, now=_utcnow)
+        self._workers = Workers(self._queue, self._make_reconciler(), metrics, count=config.workers)
+        self._relister = Relister(self._sources, config.namespaces, self._store, self._gate, api, metrics, self._wake)
+        self._elector = self._make_elector()
+        self._lag = health.LoopLag(metrics)
+        paths = handlers.watched_paths((*self._sources, *sources.gate_sources()), config.namespaces)
+        self._watch_clock = handlers.WatchClock(paths)
+        stuck = health.no_stuck_pass(self._queue.longest_running)
+        live = (health.watches_fresh(self._watch_ages), stuck, self._lag.check)
+        self._server = health.Server(metrics, live=live, ready=(self._check_primed,), measure=self._measure)
+        metrics.build_info.labels(_version()).set(1)
+        metrics.precreate((spec.kind for spec in self._kinds), (source.resource.kind for source in self._sources))
+        if config.metrics.per_object:
+            metrics.registry.register(ObjectCollector(self._store.primaries))
+
+    def _make_reconciler(self) -> Reconciler:
+        return Reconciler(
             kinds={spec.kind: spec for spec in self._kinds},
             store=self._store,
             api=self._api,
             recorder=self._recorder,
             puller=self._puller,
-            settings=config.settings(),
-            metrics=metrics,
+            settings=self._config.settings(),
+            metrics=self._metrics,
             now=_utcnow,
             decisions_honoured=lambda: self._gate.open,
             wake=self._wake,
         )
-        self._workers = Workers(self._queue, reconciler, metrics, count=config.workers)
-        self._relister = Relister(
-            self._sources, config.namespaces, self._store, self._gate, self._api, metrics, self._wake
-        )
-        election = config.leader_election
-        self._elector = Elector(
+
+    def _make_elector(self) -> Elector:
+        election = self._config.leader_election
+        return Elector(
             self._api,
-            metrics,
-            namespace=config.operator_namespace,
+            self._metrics,
+            namespace=self._config.operator_namespace,
             name=election.name,
             identity=self._identity,
             now=_utcnow,
             terms=Terms(
-                election.lease_duration_seconds, election.renew_deadline_seconds, election.retry_period_seconds
+                duration=election.lease_duration_seconds,
+                renew_deadline=election.renew_deadline_seconds,
+                retry_period=election.retry_period_seconds,
             ),
         )
-        self._lag = health.LoopLag(metrics)
-        paths = handlers.watched_paths((*self._sources, *sources.gate_sources()), config.namespaces)
-        self._watch_clock = handlers.WatchClock(paths)
-        self._server = health.Server(
-            metrics,
-            live=(
-                health.watches_fresh(self._watch_ages),
-                health.no_stuck_pass(self._queue.longest_running),
-                self._lag.check,
-            ),
-            ready=(self._check_primed,),
-            measure=self._measure,
-        )
-        metrics.build_info.labels(_version()).set(1)
-        metrics.precreate((spec.kind for spec in self._kinds), (source.resource.kind for source in self._sources))
-        if config.metrics.per_object:
-            metrics.registry.register(ObjectCollector(self._store.primaries))
 
     @property
     def port(self) -> int:

@@ -128,6 +128,27 @@ async def test_a_released_lease_is_taken_at_the_next_look(api: Flaky, pair) -> N
     assert api.of("leases")[0]["spec"]["holderIdentity"] == "second"
 
 
+async def test_a_lease_is_released_even_if_the_answer_to_its_last_renewal_is_unknown(pair) -> None:
+    first, _, second, _ = pair
+    first._lease = None  # as after a renewal that was cancelled on its way
+
+    await first.release()
+    await second.step()
+
+    assert second.is_leader
+
+
+async def test_a_lease_that_is_not_ours_is_not_released(api: Flaky, pair) -> None:
+    first, _, second, theirs = pair
+    theirs.seconds += 16
+    await second.step()
+    first._lease = None
+
+    await first.release()
+
+    assert api.of("leases")[0]["spec"]["holderIdentity"] == "second"
+
+
 async def test_of_two_who_try_at_once_one_wins() -> None:
     class Racing(MemoryApi):
         """Both see that there is no lease yet."""

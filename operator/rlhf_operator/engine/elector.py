@@ -99,13 +99,15 @@ class Elector:
 
     async def release(self) -> None:
         """Lets the next one lead at once. Only after the workers have stopped."""
-        if not self.is_leader or self._lease is None:
+        if not self.is_leader:
             return
         self.is_leader = False
         self._metrics.leader.set(0)
-        body = self._claim(self._lease, holder="", duration=1)
         try:
-            await self._api.replace(LEASE, body)
+            # A renewal that was cancelled on its way may have arrived: then the lease must be read again.
+            lease = self._lease or await self._api.get(LEASE, self._namespace, self._name)
+            if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._identity:
+                await self._api.replace(LEASE, self._claim(lease, holder="", duration=1))
         except ApiError as error:
             logger.warning("the lease could not be released, it will expire: %s", error)
 
