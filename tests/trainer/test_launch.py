@@ -22,8 +22,6 @@ from rlhf_trainer.wire import FailureClass, Located, Result, StatusReport
 from tests.trainer.test_checkpoint import damage
 from tests.trainer.training_world import Launch, TinyWorld, preference_rows, training_of, write_rows
 
-STEPS = 14  # of the run whose interruptions are compared
-
 
 @contextmanager
 def launched(config: Any, folder: Path, **options: Any) -> Iterator[Launch]:
@@ -59,12 +57,13 @@ def test_message_result_file_and_exit_code_agree(undisturbed: dict[str, Any]) ->
     assert (result.failure_class, result.exit_code) == (FailureClass.SUCCESS, 0)
     assert {verdict.metric for verdict in result.verdicts} == {"accuracy", "calibrationError"}
     assert set(result.lineage) == {"baseModel", "preferences", "config"}
-    assert result.step == STEPS
+    assert result.checkpoint is not None
+    assert result.checkpoint.step == result.step > 8
 
 
 def test_status_and_metrics_while_training(undisturbed: dict[str, Any]) -> None:
     status = StatusReport.model_validate_json(undisturbed["status"])
-    assert (status.world_size, status.attempt, status.total_steps) == (2, 1, STEPS)
+    assert (status.world_size, status.attempt, status.total_steps) == (2, 1, undisturbed["result"].step)
     assert status.step >= 2
     assert status.checkpoints
     samples = dict(line.rsplit(" ", 1) for line in undisturbed["metrics"].splitlines() if not line.startswith("#"))
@@ -132,7 +131,7 @@ def test_sigterm_saves_exits_20_and_resumes_to_the_same_end(
     stopped = first.message()
     assert stopped.failure_class is FailureClass.PREEMPTED
     assert stopped.checkpoint is not None
-    assert stopped.checkpoint.step == stopped.step < STEPS
+    assert stopped.checkpoint.step == stopped.step < undisturbed["result"].step
     with launched(run_config(tiny_world, tmp_path / "out", attempt=2), tmp_path / "2") as second:
         assert second.wait() == 0, second.output()
     result = second.message()
@@ -161,7 +160,7 @@ def _wild_base(world: TinyWorld, folder: Path) -> Located:
 def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> None:
     """Started together: malformed rows, a changed digest, a divergence, a node that never comes, a rank that hangs."""
     changed = Located(path=str(tiny_world.preferences), digest="sha256:" + "0" * 64)
-    hanging = {"no_progress_seconds": 20, "training": training_of(epochs=100)}
+    hanging = {"no_progress_seconds": 45, "training": training_of(epochs=100)}
     configs = {
         "bad row": tiny_world.config(tmp_path / "o1", preferences=_bad_row(tmp_path)),
         "digest": tiny_world.config(tmp_path / "o2", preferences=changed),

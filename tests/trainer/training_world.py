@@ -89,6 +89,7 @@ class TinyWorld:
 def training_of(**changes: Any) -> RewardModelTraining:
     fields = {
         "epochs": 1,
+        "holdout_fraction": 0.35,
         "global_batch_size": 16,
         "max_length": 16,
         "learning_rate": 0.01,
@@ -108,7 +109,7 @@ def make_tiny_world(folder: Path) -> TinyWorld:
     scores = [{"prompt": "hello refund", "response": text, "score": true_reward(text)} for text in responses]
     return TinyWorld(
         base=folder / "base",
-        preferences=write_rows(folder / "preferences.jsonl", preference_rows(300, seed=1)),
+        preferences=write_rows(folder / "preferences.jsonl", preference_rows(400, seed=1)),
         scores=write_rows(folder / "scores.jsonl", scores),
     )
 

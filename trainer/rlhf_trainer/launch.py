@@ -29,7 +29,7 @@ from rlhf_trainer.wire import AttemptConfig, FailureClass, Result
 log = logging.getLogger("rlhf_trainer.launch")
 
 _POLL_SECONDS = 0.1
-_STRAGGLER_SECONDS = 5.0  # for the ranks that wait in a collective for one that has already failed
+_STRAGGLER_SECONDS = 15.0  # for the ranks that wait in a collective for one that has already failed
 _REPORT_SECONDS = 3.0  # of the grace period, kept for writing the result
 
 

@@ -65,11 +65,13 @@ def run(session: Session) -> Outcome:
         raise Invalid("the attempt's configuration has no rewardModelTraining; recreate the resource")
     inputs = prepare(session, base, preferences, training)
     session.board.figures({"droppedPairs": float(inputs.dropped)})
+    session.pulse()
     engine = Engine(
         RewardEnsemble.from_base(Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed),
         _engine_options(training, world.size),
         world,
     )
+    session.pulse()
     _train(session, engine, inputs, training)
     session.begin_evaluation()
     calibration, verdicts, figures = _evaluate(session, engine, inputs, training, validation)
