@@ -1,0 +1,148 @@
+"""Intervals that cover what they promise, judges whose bias cancels, verdicts decided on bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from rlhf_trainer.evals.stats import Interval, clopper_pearson, clustered_mean, needed_for_margin, spearman, wilson
+from rlhf_trainer.evals.verdicts import at_least, rate_at_most
+from rlhf_trainer.evals.win_rate import outcomes, win_rate
+from rlhf_trainer.wire import VerdictState
+
+
+def test_wilson_and_clopper_pearson_agree_with_scipy() -> None:
+    for hits, n in [(0, 20), (3, 20), (20, 20), (140, 200)]:
+        for ours, method in ((wilson(hits, n), "wilson"), (clopper_pearson(hits, n), "exact")):
+            theirs = scipy_stats.binomtest(hits, n).proportion_ci(method=method)
+            assert (ours.lower, ours.upper) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def simulate(rng: np.random.Generator, p: float, prompts: int, per_prompt: int) -> tuple[list[float], list[int]]:
+    """Replies to one prompt share a Beta-distributed chance of winning: strongly dependent within the prompt."""
+    chances = rng.beta(2 * p, 2 * (1 - p), prompts)
+    wins = rng.random((prompts, per_prompt)) < chances[:, None]
+    return [float(x) for x in wins.ravel()], [i for i in range(prompts) for _ in range(per_prompt)]
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.9])
+def test_clustered_win_rates_cover_the_truth(p: float) -> None:
+    """95 % promised; of 800 simulated judges with known p, 93 to 97 % give or take the simulation's own noise."""
+    rng = np.random.default_rng(int(p * 100))
+    covered = 0
+    for _ in range(800):
+        interval = clustered_mean(*simulate(rng, p, prompts=80, per_prompt=4))
+        covered += interval.lower <= p <= interval.upper
+    assert 0.93 <= covered / 800 <= 0.975
+
+
+def test_ignoring_the_clusters_would_cover_too_little() -> None:
+    """Negative control: the same data taken as independent."""
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(400):
+        values, _ = simulate(rng, 0.7, prompts=80, per_prompt=4)
+        interval = wilson(sum(values), len(values))
+        covered += interval.lower <= 0.7 <= interval.upper
+    assert covered / 400 < 0.90
+
+
+def test_a_mean_of_equal_values_still_has_width() -> None:
+    interval = clustered_mean([1.0] * 50, range(50))
+    assert interval.estimate == 1.0
+    assert 0.9 < interval.lower < 0.95
+
+
+def test_one_cluster_says_nothing() -> None:
+    assert clustered_mean([1.0, 0.0], ["same", "same"]).lower == 0.0
+
+
+def test_spearman_covers_the_truth() -> None:
+    """For a bivariate normal, Spearman's rho is 6/pi asin(r/2)."""
+    rng, r = np.random.default_rng(3), 0.7
+    truth = 6 / np.pi * np.arcsin(r / 2)
+    covered = 0
+    for _ in range(500):
+        x = rng.standard_normal(100)
+        y = r * x + np.sqrt(1 - r * r) * rng.standard_normal(100)
+        interval = spearman(list(x), list(y))
+        covered += interval.lower <= truth <= interval.upper
+    assert 0.925 <= covered / 500 <= 0.98
+
+
+def test_spearman_of_a_constant_reward_is_no_evidence() -> None:
+    interval = spearman([1.0] * 20, list(range(20)))
+    assert (interval.estimate, interval.lower, interval.upper) == (0.0, -1.0, 1.0)
+
+
+class FirstPlaceJudge:
+    """Prefers the longer reply, but half of the time just whatever comes first."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        biased = self._rng.random(len(prompts)) < 0.5
+        return [1.0 if b else float(len(x) > len(y)) for b, x, y in zip(biased, first, second, strict=True)]
+
+
+def test_swapping_the_order_cancels_a_bias_to_the_first_place() -> None:
+    count = 4000
+    prompts = [str(i) for i in range(count)]
+    equal = ["same"] * count
+    one_order = FirstPlaceJudge()(prompts, equal, equal)
+    assert np.mean(one_order) == pytest.approx(0.5, abs=0.03)
+    longer = ["longer reply" if i % 2 else "short" for i in range(count)]
+    other = ["short" if i % 2 else "longer reply" for i in range(count)]
+    naive = np.mean(FirstPlaceJudge()(prompts, longer, other))
+    swapped = np.mean(outcomes(FirstPlaceJudge(), prompts, longer, other))
+    assert naive > 0.70  # truth is ½
+    assert swapped == pytest.approx(0.5, abs=0.03)
+
+
+def test_ties_count_half() -> None:
+    def judge(_prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        return [0.5 if x == y else float(x > y) for x, y in zip(first, second, strict=True)]
+
+    results = outcomes(judge, ["p", "q", "r"], ["b", "a", "a"], ["a", "a", "b"])
+    assert results == [1.0, 0.5, 0.0]
+    assert win_rate(results, ["p", "q", "r"]).estimate == 0.5
+
+
+def test_a_verdict_hangs_on_the_bounds_and_not_on_the_estimate() -> None:
+    states = {
+        VerdictState.PASS: wilson(320, 400),
+        VerdictState.NEED_MORE_DATA: wilson(30, 40),
+        VerdictState.FAIL: wilson(200, 400),
+    }
+    for state, interval in states.items():
+        assert at_least("winRate", interval, 0.7, "").state is state
+
+
+def test_need_more_data_says_how_many_and_that_many_decide() -> None:
+    few = wilson(60, 80)
+    verdict = at_least("winRate", few, 0.7, "")
+    assert verdict.needed is not None
+    assert str(verdict.needed) in verdict.message
+    n = 80 + verdict.needed
+    assert at_least("winRate", wilson(0.75 * n * 1.01, n * 1.01), 0.7, "").state is VerdictState.PASS
+
+
+def test_an_estimate_on_the_threshold_never_decides() -> None:
+    assert needed_for_margin(Interval(100, 0.7, 0.6, 0.8), 0.7) is None
+
+
+def test_no_violations_in_few_replies_prove_little() -> None:
+    verdict = rate_at_most("violationRate", 0, 400, 0.001, "")
+    assert verdict.state is VerdictState.NEED_MORE_DATA
+    assert verdict.needed is not None
+    assert rate_at_most("violationRate", 0, 400 + verdict.needed, 0.001, "").state is VerdictState.PASS
+    assert rate_at_most("violationRate", 0, 400, 0.05, "").state is VerdictState.PASS
+    assert rate_at_most("violationRate", 60, 400, 0.05, "").state is VerdictState.FAIL
+
+
+def test_a_rate_at_its_limit_says_that_no_number_would_do() -> None:
+    assert rate_at_most("violationRate", 21, 400, 0.05, "").needed is None
