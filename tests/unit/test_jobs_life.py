@@ -57,8 +57,9 @@ def test_a_run_reaches_its_artifact() -> None:
     assert world.phase == "Running"
     assert world.status["progress"]["step"] == 3
     world.now = world.now.replace(minute=10)
-    world.complete()
+    world.complete(success(step=100))
     assert world.phase == "Succeeded"
+    assert world.status["progress"]["step"] == 100
     assert world.status["artifact"] == {
         "uri": f"pvc://artifacts/rm/{world.primary['metadata']['uid']}/a1/artifact",
         "digest": digest("d"),

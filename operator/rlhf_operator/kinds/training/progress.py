@@ -107,6 +107,9 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
     changes: dict[str, Any] = {}
     if result.artifact and artifact:
         changes["artifact"] = ArtifactStatus(uri=artifact, digest=result.artifact.digest)
+    if status.progress is not None and status.progress.attempt == attempt.number:
+        step = max(status.progress.step, result.step)
+        changes["progress"] = status.progress.model_copy(update={"step": step})
     if result.verdicts:
         changes["verdicts"] = _verdicts(result.verdicts)
     if result.metrics:
