@@ -140,7 +140,7 @@ def expect(play: Play, resource: str, name: str, phase: str) -> Object:
     live = follow.job(play.cluster, play.view, resource, name)
     status = live["status"]
     verdicts = status.get("verdicts", ())
-    reason = follow.why(live, "Complete" if phase == "Succeeded" else "Failed", "Validated", "Failed")
+    reason = follow.why(live, "Complete" if status["phase"] == "Succeeded" else "Failed", "Validated")
     style = "green" if status["phase"] == "Succeeded" else "red"
     play.view.say(f"{live['kind']} {name}: [{style}]{status['phase']}[/] · {reason}")
     play.view.verdicts(verdicts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from rlhf_trainer.desk import datasets
 from rlhf_trainer.desk.answers import count_answers, summary
 
 
@@ -33,3 +35,15 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"status": 200}\n{"status"\n')
     with pytest.raises(ValueError, match=r"answers\.jsonl:2: not JSON"):
         count_answers(path)
+
+
+def test_nobody_is_asked_to_score_an_answer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent_at_times(*_policy: object, seed: int, step: int = 0) -> list[str]:
+        prompts = _policy[-1]
+        assert isinstance(prompts, list)
+        return ["" if (index + step + seed) % 3 == 0 else "please restart ." for index in range(len(prompts))]
+
+    monkeypatch.setattr(datasets, "answer", silent_at_times)
+    rows = datasets.score_rows(random.Random(0), (None, None), count=20, sample_seed=0)
+    assert len(rows) == 20
+    assert all(row["response"] for row in rows)

@@ -64,19 +64,24 @@ def prompt_rows(rng: random.Random, count: int) -> list[Row]:
 
 
 def drifted_prompt_rows(rng: random.Random, count: int, *, factor: float = 6.0) -> list[Row]:
-    """Traffic whose first four topics have become ``factor`` times as common."""
-    topics = dict.fromkeys(("billing", "refund", "parcel", "login"), factor)
+    """Traffic in which billing and refunds have become ``factor`` times as common."""
+    topics = dict.fromkeys(("billing", "refund"), factor)
     return [{"prompt": prompt.text} for prompt in draw_prompts(rng, count, topics)]
 
 
 def score_rows(rng: random.Random, policy: tuple[Any, Any], *, count: int, sample_seed: int) -> list[Row]:
     """Trusted scalar scores of single replies: the mean opinion of three attentive people, each a little noisy."""
     panel = careful_panel("trusted", 6)
-    prompts = draw_prompts(rng, count)
-    rows = []
-    for prompt, reply in zip(prompts, answer(*policy, prompts, seed=sample_seed), strict=True):
-        opinions = [rater.taste(prompt, reply) + rng.gauss(0.0, 0.5) for rater in rng.sample(panel, 3)]
-        rows.append({"prompt": prompt.text, "response": reply, "score": round(sum(opinions) / 3, 3)})
+    rows: list[Row] = []
+    step = 0
+    while len(rows) < count:
+        prompts = draw_prompts(rng, count - len(rows))
+        for prompt, reply in zip(prompts, answer(*policy, prompts, seed=sample_seed, step=step), strict=True):
+            if not reply:  # nobody is asked about an answer that says nothing
+                continue
+            opinions = [rater.taste(prompt, reply) + rng.gauss(0.0, 0.5) for rater in rng.sample(panel, 3)]
+            rows.append({"prompt": prompt.text, "response": reply, "score": round(sum(opinions) / 3, 3)})
+        step += 1
     return rows
 
 
