@@ -65,6 +65,7 @@ def test_a_disturbed_run_ends_with_the_undisturbed_artifact(jobs: Namespace) -> 
     jobs.wait("rewardmodeljob/killed", "jsonpath={.status.attempt}=2", seconds=300)
     assert artifact(jobs, "killed") == expected
     attempts = jobs.status("killed")["attempts"]
+    assert (attempts[0]["failureClass"], attempts[0]["counted"]) == ("Preempted", False)
     assert attempts[1]["resumedFromStep"] > 0
     assert jobs.events("killed", "Resumed")
 

@@ -185,6 +185,18 @@ def test_a_deleted_pod_is_a_preemption_although_its_peer_failed_on_it() -> None:
     assert world.status["attempt"] == 2
 
 
+def test_a_peer_that_stops_together_with_a_deleted_pod_does_not_hide_the_deletion() -> None:
+    world = training()
+    world.request_deletion(world.pods()[1])
+    world.exit(0, 20, result("Preempted", 20))  # the ranks agree on the step after which they stop
+    world.tick()
+    world.exit(1, 20, result("Preempted", 20))
+    world.finish_job("Failed")
+    world.tick()
+    assert world.attempts[0]["failureClass"] == "Preempted"
+    assert not world.attempts[0]["counted"]
+
+
 def test_the_earliest_failure_wins() -> None:
     world = training()
     world.exit(1, 12, result("Diverged", 12))

@@ -72,7 +72,8 @@ class Failure:
 
     @property
     def order(self) -> tuple[int, int, str]:
-        rank = 2 if self.exit_code == ExitCode.PREEMPTED else _CONSEQUENCES.get(self.failure_class, 0)
+        unasked = self.exit_code == ExitCode.PREEMPTED and self.failure_class is FailureClass.UNKNOWN
+        rank = 3 if unasked else _CONSEQUENCES.get(self.failure_class, 0)  # its peer was asked to stop, and told it
         return int(self.at.timestamp()), rank, self.message
 
 
