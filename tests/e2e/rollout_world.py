@@ -83,7 +83,7 @@ class Users:
 
     url: str
     prompts: list[str]
-    rate: float = 12.0
+    rate: float = 8.0
     answers: list[Answer] = field(default_factory=list)
 
     @contextmanager
@@ -211,7 +211,7 @@ class Rollout:
         """Service addresses are reached from this machine."""
         return f"http://{self.get('service', 'desk-gateway')['spec']['clusterIP']}:8000"
 
-    def users(self, rate: float = 12.0) -> Users:
+    def users(self, rate: float = 8.0) -> Users:
         rows = (desk() / "feedback" / "prompts.jsonl").read_text().splitlines()[:PROMPTS]
         return Users(self.url(), [json.loads(row)["prompt"] for row in rows], rate)
 
