@@ -111,7 +111,7 @@ class Users:
             await asyncio.gather(*tasks)
 
     async def _ask(self, session: aiohttp.ClientSession, conversation: str, number: int) -> None:
-        body = {"model": "desk", "prompt": self.prompts[number % len(self.prompts)], "max_tokens": 24}
+        body = {"model": "desk", "prompt": self.prompts[number % len(self.prompts)], "max_tokens": 16}
         headers = {"X-Conversation-Id": conversation}
         try:
             async with session.post(f"{self.url}/v1/completions", json=body, headers=headers) as response:
