@@ -92,6 +92,9 @@ class Bench:
     async def count(self, resource: Resource) -> int:
         return len((await self.api.list_metadata(resource, NAMESPACE)).items)
 
+    async def leads(self) -> bool:
+        return await self.metric("leader_election_master_status") == 1
+
     async def busy(self) -> float:
         gauges = ("workqueue_depth", "active_workers", "events_queued")
         return sum([await self.metric(gauge) for gauge in gauges])
@@ -99,7 +102,7 @@ class Bench:
     async def until_idle(self, passes: float = 0.0) -> float:
         """When the operator has led for at least so many passes and has nothing to do: the moment it was first so."""
         while True:
-            if await self.metric("leader_election_master_status") and await self.metric("reconcile_total") >= passes:
+            if await self.leads() and await self.metric("reconcile_total") >= passes:
                 since = time.monotonic()
                 calm = True
                 for _ in range(4):

@@ -42,8 +42,12 @@ async def test_only_the_leader_works_and_both_are_alive_and_ready(world: Cluster
         return await follower.metric("rlhf_operator_store_objects", kind="Widget") == 1
 
     await until(knows, "the follower's store is warm", log=follower.log)
+
+    async def counted() -> bool:  # when its pass has ended
+        return await leader.metric("rlhf_operator_reconcile_total", kind="Widget", result="wrote") >= 1
+
+    await until(counted, "the leader's pass is counted", log=leader.log)
     assert await follower.metric("rlhf_operator_reconcile_total") == 0
-    assert await leader.metric("rlhf_operator_reconcile_total", kind="Widget", result="wrote") >= 1
     for replica in (leader, follower):
         assert await replica.status("/livez") == 200
         assert await replica.status("/readyz") == 200
