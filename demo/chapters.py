@@ -170,7 +170,9 @@ def keep_training(play: Play, live: Object) -> None:
     name, uid = live["metadata"]["name"], live["metadata"]["uid"]
     pattern = f"cat {toolbox.MOUNT}/artifacts/{name}/{uid}/a*/metrics.jsonl"
     text = toolbox.run(play.cluster, "desk-metrics", play.images.trainer, ["sh", "-c", pattern])
-    play.story.training[name] = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    by_step = {row["step"]: row for row in rows}  # a step that was lost and repeated counts as it was repeated
+    play.story.training[name] = [by_step[step] for step in sorted(by_step)]
 
 
 def oracle_win_rate(play: Play, live: Object) -> None:

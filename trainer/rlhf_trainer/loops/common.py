@@ -28,6 +28,7 @@ from rlhf_trainer.config import GuardrailAction
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Invalid, Preempted
 from rlhf_trainer.guardrails import Guardrails
+from rlhf_trainer.history import History
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
 from rlhf_trainer.wire import (
@@ -85,6 +86,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._guardrails = Guardrails(self.config.guardrails)
+        self._history = History(self.folder)
         self._store = CheckpointStore(
             Path(self.config.output.path),
             self.config.attempt,
@@ -129,7 +131,10 @@ class Session:
         self.done = done
         seconds = time.monotonic() - self._step_began
         judgement = self._guardrails.judge(done, metrics)
-        self.board.step(done, {**metrics, "stepSeconds": seconds}, judgement.reports)
+        figures = {**metrics, "stepSeconds": seconds}
+        self.board.step(done, figures, judgement.reports)
+        if self.world.is_main:
+            self._history.append(done, figures)
         self.ranks.beat()
         pause, halt = judgement.first(GuardrailAction.PAUSE), judgement.first(GuardrailAction.STOP)
         stopping = self.world.any(self.stop.received)
