@@ -1,0 +1,175 @@
+"""The whole PPO attempt on the real engine: first step, every ZeRO stage and world size, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_trainer.config import Checkpoints, Evaluation
+from rlhf_trainer.safety.scorer import LinearFilter
+from rlhf_trainer.wire import ExitCode, FailureClass, Located
+from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
+from tests.trainer.training_world import Launch, TinyWorld, run_ranks
+
+# Runs the attempts it is given one after the other in the same processes: starting DeepSpeed costs more than training.
+SCRIPT = """
+import os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from rlhf_trainer.distributed import join, leave
+from rlhf_trainer.loops.common import StopSignal
+from rlhf_trainer.ranks import RankFiles
+from rlhf_trainer.wire import AttemptConfig
+from rlhf_trainer.worker import load_loop, run_attempt
+os.environ["RLHF_STATUS_PORT"] = "0"
+world = join(timedelta(seconds=120))
+for path in sys.argv[1:]:
+    config = AttemptConfig.model_validate_json(Path(path).read_bytes())
+    result = run_attempt(config, load_loop(config.kind), world, RankFiles.from_environment(), StopSignal())
+    if world.is_main:
+        Path(path).with_suffix(".result").write_text(result.to_json())
+leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> PolicyWorld:
+    return make_policy_world(tmp_path_factory.mktemp("policy-world"), tiny_world)
+
+
+@pytest.fixture(scope="module")
+def safety_filter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filter that finds a violation in every reply."""
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("filter") / "filter.json"
+    path.write_text(LinearFilter(np.zeros(16, dtype=np.float32), bias=1.0, threshold=0.0).to_json())
+    return path
+
+
+def run(folder: Path, ranks: int, configs: dict[str, Any]) -> dict[str, Any]:
+    """name → result document of each attempt."""
+    folder.mkdir(exist_ok=True)
+    paths = {name: folder / f"{name}.json" for name in configs}
+    for name, config in configs.items():
+        paths[name].write_text(config.to_json())
+    done = run_ranks(SCRIPT, ranks, folder, *map(str, paths.values()))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: json.loads(path.with_suffix(".result").read_bytes()) for name, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def attempts(
+    policy_world: PolicyWorld, safety_filter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """ZeRO 0 to 3 on one and on two ranks, and two special cases on one."""
+    folder = tmp_path_factory.mktemp("ppo-attempts")
+
+    def staged(world_size: int) -> dict[str, Any]:
+        return {
+            f"zero{stage}-on-{world_size}": policy_world.config(
+                folder / f"out-{stage}-{world_size}",
+                world_size,
+                training=training_of(deepspeed={"zero_stage": stage}),
+            )
+            for stage in range(4)
+        }
+
+    one = staged(1) | {
+        "first-step": policy_world.config(
+            folder / "first", training=training_of(steps=1, ppo={"epochs": 1, "mini_batches": 1})
+        ),
+        "leaking": policy_world.config(
+            folder / "leaking",
+            training=training_of(steps=1),
+            evaluation=Evaluation(min_win_rate=0.0, max_violation_rate=0.05, samples=64),
+            safety_filter=Located(path=str(safety_filter)),
+            audit_reward_model=None,
+        ),
+    }
+    return run(folder / "one", 1, one) | run(folder / "two", 2, staged(2))
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(result["artifact"]["path"]) / "model.safetensors")
+
+
+def test_every_stage_and_world_size_trains_the_same_policy(attempts: dict[str, Any]) -> None:
+    """Order of summation differs, so weights agree within a tolerance far below one update (0.01)."""
+    expected = weights(attempts["zero0-on-1"])
+    for name, result in attempts.items():
+        if name.startswith("zero"):
+            assert result["failureClass"] == FailureClass.SUCCESS, (name, result["message"])
+            for key, tensor in weights(result).items():
+                torch.testing.assert_close(tensor, expected[key], atol=2e-4, rtol=0, msg=f"{name}: {key}")
+
+
+def test_training_moves_the_policy(attempts: dict[str, Any], policy_world: PolicyWorld) -> None:
+    """Negative control for the comparison above: the base differs by much more than its tolerance."""
+    base = load_file(policy_world.base / "model.safetensors")
+    moved = max(float((tensor - base[key]).abs().max()) for key, tensor in weights(attempts["zero0-on-1"]).items())
+    assert moved > 0.02
+
+
+def test_the_first_mini_batch_is_on_policy(attempts: dict[str, Any]) -> None:
+    metrics = attempts["first-step"]["metrics"]
+    assert metrics["clipFraction"] == 0.0
+    assert metrics["approxKl"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["samplerGap"] < 1e-5
+    # An untrained value head says 0, so the first advantages are the returns.
+    assert metrics["explainedVariance"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_verdicts_name_their_judge(attempts: dict[str, Any]) -> None:
+    (win_rate,) = attempts["zero2-on-2"]["verdicts"]
+    assert (win_rate["metric"], win_rate["n"]) == ("winRate", 16)
+    assert "judged by the audit reward model" in win_rate["message"]
+    assert "auditReward" in attempts["zero2-on-2"]["metrics"]
+
+
+def test_a_filter_that_finds_violations_fails_the_gate(attempts: dict[str, Any]) -> None:
+    result = attempts["leaking"]
+    assert result["failureClass"] == FailureClass.GATE_FAILED
+    win_rate, violations = result["verdicts"]
+    assert "flatters" in win_rate["message"]
+    assert (violations["metric"], violations["state"], violations["estimate"]) == ("violationRate", "Fail", 1.0)
+
+
+def test_lineage_names_everything_the_policy_came_from(attempts: dict[str, Any]) -> None:
+    assert set(attempts["zero2-on-1"]["lineage"]) == {"policy", "rewardModel", "auditRewardModel", "prompts", "config"}
+    assert "safetyFilter" in attempts["leaking"]["lineage"]
+
+
+def test_a_killed_run_resumes_to_the_same_policy(policy_world: PolicyWorld, tmp_path: Path) -> None:
+    """Two ranks killed without warning: the next attempt goes on and publishes the artifact of an undisturbed run."""
+    training = training_of(steps=12)
+
+    def config(output: str, attempt: int = 1) -> Any:
+        every = Checkpoints(every_steps=2, keep_last=3)
+        return policy_world.config(tmp_path / output, 2, training=training, attempt=attempt, checkpoints=every)
+
+    undisturbed = Launch(config("whole"), tmp_path / "pod-whole")
+    assert undisturbed.wait() == ExitCode.SUCCESS, undisturbed.output()
+    killed = Launch(config("killed"), tmp_path / "pod-killed")
+    killed.until_step(4)
+    for state in killed.ranks().values():
+        os.kill(state.pid, signal.SIGKILL)
+    assert killed.wait() != ExitCode.SUCCESS
+    resumed = Launch(config("killed", attempt=2), tmp_path / "pod-resumed")
+    assert resumed.wait() == ExitCode.SUCCESS, resumed.output()
+    first, second = undisturbed.message(), resumed.message()
+    assert second.resumed_from is not None
+    assert 4 <= second.resumed_from.step < 12
+    assert first.artifact is not None
+    assert second.artifact is not None
+    assert second.artifact.digest == first.artifact.digest
