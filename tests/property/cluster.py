@@ -85,6 +85,7 @@ def success(uid: str, attempt: int, now: datetime) -> str:
         attempt,
         now,
         artifact={"path": f"/mnt/rlhf/out/artifacts/{uid}/a{attempt}/artifact", "digest": DIGEST},
+        verdicts=[{"metric": "accuracy", "state": "Pass", "n": 500}],
     )
 
 

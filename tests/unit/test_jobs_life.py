@@ -70,6 +70,15 @@ def test_a_run_reaches_its_artifact() -> None:
     assert world.told("Complete")
 
 
+@pytest.mark.parametrize("verdicts", [[], [{"metric": "accuracy", "state": "NeedMoreData", "n": 3}]])
+def test_success_without_a_passed_verdict_is_no_evidence(verdicts: list[dict[str, Any]]) -> None:
+    world = started()
+    world.run_pods()
+    world.complete(success(verdicts=verdicts))
+    assert world.phase == "Succeeded"
+    assert world.holds("Validated") == ("Unknown", "OutcomeUnknown")
+
+
 def test_nothing_is_written_at_rest() -> None:
     world = training()
     for _ in range(5):

@@ -116,7 +116,14 @@ def _validated(draft: Draft) -> Judgement:
     if last is not None and last.failure_class == FailureClass.GATE_FAILED:
         return NO, draft.job.kind.gate_reason, _gate_message(draft.status.verdicts) or last.message or "the gate failed"
     if last is not None and last.failure_class == FailureClass.SUCCESS and last.action == "Complete":
-        return YES, Reason.AS_EXPECTED, "every gate passed"
+        verdicts = draft.status.verdicts
+        if verdicts and all(verdict.state is VerdictState.PASS for verdict in verdicts):
+            return YES, Reason.AS_EXPECTED, "every gate passed"
+        # An image that judges nothing, or a message that lost its verdicts: success is not evidence.
+        return UNKNOWN, Reason.OUTCOME_UNKNOWN, (
+            "the run reports success without a passed verdict: no evidence is not a pass; run it again under another "
+            "name with a trainer image that judges"
+        )
     return UNKNOWN, Reason.NOT_YET, "no artifact has been judged"
 
 
