@@ -65,7 +65,7 @@ def run(session: Session) -> Outcome:
         inputs.encoder.tokenizer.save_pretrained(folder)
 
     artifact = publish_artifact(session, write, digests, verdicts)
-    return Outcome(artifact, verdicts, figures, digests, gate_reason="EvaluationFailed")
+    return Outcome(artifact, verdicts, figures, digests, gate_reason="EvaluationGateFailed")
 
 
 @dataclass(frozen=True)
