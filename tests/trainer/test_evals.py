@@ -74,8 +74,16 @@ def test_spearman_covers_the_truth() -> None:
 
 
 def test_spearman_of_a_constant_reward_is_no_evidence() -> None:
-    interval = spearman([1.0] * 20, list(range(20)))
-    assert (interval.estimate, interval.lower, interval.upper) == (0.0, -1.0, 1.0)
+    for reward in ([1.0] * 20, [float("nan"), *range(19)]):
+        interval = spearman(reward, list(range(20)))
+        assert (interval.estimate, interval.lower, interval.upper) == (0.0, -1.0, 1.0)
+
+
+def test_spearman_with_ties_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        x, y = rng.integers(0, 6, 30).tolist(), rng.integers(0, 9, 30).tolist()
+        assert spearman(x, y).estimate == pytest.approx(scipy_stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
 class FirstPlaceJudge:
