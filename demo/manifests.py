@@ -27,7 +27,7 @@ def reward_model_job(name: str, preferences: str, digests: Mapping[str, str], *,
         "spec": {
             "baseModel": source("models/desk-sft", digests),
             "preferences": source(preferences, digests),
-            "training": {"epochs": 3, "learningRate": 0.002, "globalBatchSize": 64, "ensemble": {"members": 3}, "seed": seed},
+            "training": {"epochs": 3, "learningRate": 0.002, "ensemble": {"members": 3}, "seed": seed},
             "trainer": trainer(1),
             "checkpoints": {"everySteps": 50, "keepLast": 2},
             "output": {"uri": f"pvc://{CLAIM}/artifacts/{name}"},

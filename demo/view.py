@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ class View:
     """One per run; `elapsed` counts from its making."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        # A log has no width of its own: wide enough for the tables.
+        self.console = console or Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
         self._began = time.monotonic()
 
     @property
@@ -50,13 +52,13 @@ class View:
         """The evidence: one row per gate or test, decided on the interval."""
         if not verdicts:
             return
-        table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
-        for name in ("        test", "verdict", "n", "estimate", "95% interval", "threshold"):
+        table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=True, header_style="dim")
+        for name in ("  test", "verdict", "n", "estimate", "95% interval", "threshold"):
             table.add_column(name)
         for verdict in verdicts:
             state = str(verdict.get("state", "Unknown"))
             table.add_row(
-                f"        {verdict.get('metric', '?')}",
+                f"  {verdict.get('metric', '?')}",
                 f"[{STATE_STYLE.get(state, '')}]{state}",
                 str(verdict.get("n", "–")),
                 number(verdict.get("estimate")),

@@ -233,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.pop("out")
     try:
         plan = Plan(**(options | {"prompts": read_prompts(options["prompts"])}))
+        out.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"traffic: {error}", file=sys.stderr)
         return 2
