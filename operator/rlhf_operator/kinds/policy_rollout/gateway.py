@@ -24,6 +24,9 @@ from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
 
 TRIAL_STAGES = 100  # stage numbers of the gateway per trial: a second trial of a digest is counted afresh
 HOLD = 99  # of them: traffic outside of any stage, which is no evidence
+# Every user's answer passes here. Without a request for CPU the pod is BestEffort, and beside a training pod on a busy
+# node it stands still for seconds: connections time out, and a failing readiness probe turns users away.
+RESOURCES = {"requests": {"cpu": "200m", "memory": "128Mi"}}
 
 
 def stage_number(trial: int, stage: int) -> int:
@@ -168,6 +171,7 @@ def _pod_spec(view: View) -> dict[str, Any]:
                 "startupProbe": _probe("/healthz", period=1, failures=300),  # a busy node starts Python slowly
                 "readinessProbe": _probe("/readyz", period=2, failures=3),
                 "livenessProbe": _probe("/healthz", period=10, failures=6),
+                "resources": RESOURCES,
                 "securityContext": RESTRICTED,
                 "volumeMounts": mounts,
             }
