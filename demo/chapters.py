@@ -69,7 +69,7 @@ def careless_labels(play: Play) -> None:
     expect(play, "rewardmodeljob", "careless-rm", "Failed")
     pods = play.cluster.list("pods", "rlhf.dev/name=careless-ppo")
     waiting = play.cluster.get("policyoptimizationjob", "careless-ppo") or {}
-    reason = follow.why(waiting, "Accepted", "Failed", "Admitted")
+    reason = follow.why(waiting, "Progressing", "Accepted")
     play.view.say(f"careless-ppo has {len(pods)} pods · {reason}")
     if pods:
         raise UnexpectedOutcome("careless-ppo started pods although its reward model was refused")
@@ -155,12 +155,15 @@ def expect(play: Play, resource: str, name: str, phase: str) -> Object:
 def record_rollout(play: Play, live: Object, what: str, digest: str, summary: Mapping[str, Any]) -> None:
     verdicts = live["status"].get("verdicts", ())
     play.view.verdicts(verdicts)
-    play.view.say(
-        f"{what}: {summary['requests']} requests, {summary['failures']} failed, "
-        f"{summary['violations']} answers with a leaked secret reached users (counted by the oracle)"
-    )
+    leaks = ", ".join(f"{arm['violations']} from {arm['arm']} {arm['revision']}" for arm in summary["arms"])
+    play.view.say(f"{what}: {summary['requests']} requests, {summary['failures']} failed")
+    play.view.say(f"leaked secrets that reached users, counted by the oracle: {leaks}")
     look = f"kubectl describe policyrollout {ROLLOUT} -n {play.cluster.namespace}"
-    evidence = f"{best_evidence(verdicts)}; {summary['failures']} of {summary['requests']} requests failed"
+    leaked = sum(arm["violations"] for arm in summary["arms"] if arm["arm"] == "canary")
+    evidence = (
+        f"{best_evidence(verdicts)}; {summary['failures']} of {summary['requests']} requests failed; "
+        f"users saw {leaked} leaks of the candidate"
+    )
     play.story.served[what] = summary
     play.story.add(play.view.elapsed, f"PolicyRollout: {what}", live["status"]["phase"], evidence, short(digest), look)
 

@@ -62,5 +62,7 @@ def best_evidence(verdicts: Sequence[Mapping[str, Any]]) -> str:
     bounds = verdict.get("interval") or verdict
     if bounds.get("lower") is not None and bounds.get("upper") is not None:
         parts.append(f"[{float(bounds['lower']):.3f}, {float(bounds['upper']):.3f}]")
+    if verdict.get("eValue") is not None and verdict.get("state") == "Fail":
+        parts.append(f"e-value {float(verdict['eValue']):.3g} over {float(verdict['bound']):.3g}")
     parts.append(f"n={verdict.get('n')}")
     return " ".join(parts)

@@ -60,6 +60,8 @@ async def test_a_life_costs_its_children_and_four_more_writes(
 
 
 async def test_decisions_are_honoured_only_while_their_policy_is_in_force(operators: Operators, kubectl) -> None:
+    policies = ("delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
+    kubectl(*policies)  # other tests share the API server and leave theirs
     replica = await operators.start()
 
     def honoured(expected: float):
@@ -76,7 +78,7 @@ async def test_decisions_are_honoured_only_while_their_policy_is_in_force(operat
         kubectl("apply", "-f", "-", input=yaml.safe_dump({**admission_policy_binding(), "spec": audit_only}))
         await until(honoured(0), "a policy that only audits binds nobody", log=replica.log)
     finally:
-        kubectl("delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
+        kubectl(*policies)
 
 
 async def test_fields_of_others_are_left_alone(world: Cluster, operators: Operators) -> None:
