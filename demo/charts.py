@@ -68,10 +68,12 @@ def timeline(name: str, points: Sequence[RolloutPoint], path: Path) -> Path:
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     start = points[0].at
     seconds = [p.at - start for p in points]
-    end = max(seconds[-1] * 1.05, seconds[-1] + 1)
+    end = seconds[-1] * 1.15 + 1  # room for the last label
     weights = [*(p.weight for p in points), points[-1].weight]
     axis.step([*seconds, end], weights, where="post", color=ACCENT, linewidth=2)
     axis.set_ylim(-4, 124)
+    axis.set_xlim(0, end)
+    axis.set_yticks(range(0, 101, 25))
     shown, row = "", 0
     for point, at in zip(points, seconds, strict=True):
         if point.phase == shown:
@@ -85,7 +87,7 @@ def timeline(name: str, points: Sequence[RolloutPoint], path: Path) -> Path:
         )
         row = 1 - row
     axis.set_xlabel("seconds")
-    axis.set_title(f"{name}: share of traffic on the canary", loc="left", color=INK)
+    axis.set_title(f"{name}: share of users' traffic on the candidate", loc="left", color=INK)
     tidy(axis, "percent")
     return save(figure, path)
 
