@@ -160,13 +160,12 @@ def _wild_base(world: TinyWorld, folder: Path) -> Located:
 def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> None:
     """Started together: malformed rows, a changed digest, a divergence, a node that never comes, a rank that hangs."""
     changed = Located(path=str(tiny_world.preferences), digest="sha256:" + "0" * 64)
-    hanging = {"no_progress_seconds": 45, "training": training_of(epochs=100)}
     configs = {
         "bad row": tiny_world.config(tmp_path / "o1", preferences=_bad_row(tmp_path)),
         "digest": tiny_world.config(tmp_path / "o2", preferences=changed),
         "diverged": tiny_world.config(tmp_path / "o3", base_model=_wild_base(tiny_world, tmp_path)),
         "rendezvous": tiny_world.config(tmp_path / "o4", 2, rendezvous_seconds=5),
-        "hang": tiny_world.config(tmp_path / "o5", **hanging),
+        "hang": tiny_world.config(tmp_path / "o5", training=training_of(epochs=100)),
     }
     with ExitStack() as stack:
         launches = {
@@ -174,7 +173,7 @@ def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> 
             for name, config in configs.items()
         }
         launches["hang"].until_step(2)
-        os.kill(launches["hang"].ranks()[0].pid, signal.SIGSTOP)
+        launches["hang"].freeze(0)
         codes = {name: launch.wait() for name, launch in launches.items()}
         logs = "\n".join(launch.output()[-800:] for launch in launches.values())
     assert codes == {"bad row": 11, "digest": 11, "diverged": 12, "rendezvous": 21, "hang": 22}, logs

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -167,6 +168,14 @@ class Launch:
         folders = list(self.folder.glob("rlhf-ranks-*"))
         return read_states(folders[0]) if folders else {}
 
+    def freeze(self, rank: int) -> None:
+        """Stops a rank in whatever it does, as if long ago: its last heartbeat is made older than the limit."""
+        os.kill(self.ranks()[rank].pid, signal.SIGSTOP)
+        (beat,) = self.folder.glob(f"rlhf-ranks-*/rank-{rank}.beat")
+        self.until(lambda: process_state(self.ranks()[rank].pid) == "T", f"the stop of rank {rank}")
+        long_ago = time.time() - 2 * self.config.no_progress_seconds
+        os.utime(beat, (long_ago, long_ago))
+
     def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + LAUNCH_SECONDS
         while not condition():
@@ -197,6 +206,11 @@ def run_ranks(script: str, ranks: int, folder: Path, *arguments: str) -> subproc
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(path), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
+
+
+def process_state(pid: int) -> str:
+    """The letter of proc(5): R, S, D, Z, T (stopped) …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def free_port() -> int:
