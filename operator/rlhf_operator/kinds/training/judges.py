@@ -120,14 +120,11 @@ def _validated(draft: Draft) -> Judgement:
         if verdicts and all(verdict.state is VerdictState.PASS for verdict in verdicts):
             return YES, Reason.AS_EXPECTED, "every gate passed"
         # An image that judges nothing, or a message that lost its verdicts: success is not evidence.
-        return (
-            UNKNOWN,
-            Reason.OUTCOME_UNKNOWN,
-            (
-                "the run reports success without a passed verdict: no evidence is not a pass; run it again under another "
-                "name with a trainer image that judges"
-            ),
+        message = (
+            "the run reports success without a passed verdict, and no evidence is not a pass: "
+            "run it again under another name with a trainer image that judges"
         )
+        return UNKNOWN, Reason.OUTCOME_UNKNOWN, message
     return UNKNOWN, Reason.NOT_YET, "no artifact has been judged"
 
 
