@@ -37,6 +37,13 @@ def test_the_first_policy_goes_straight_to_stable() -> None:
     assert world.condition("Progressing")["reason"] == "FirstRevision"
 
 
+def test_the_gateway_reserves_cpu_for_every_users_answers_pass_it() -> None:
+    """BestEffort pods stand still for seconds beside training pods on a busy node."""
+    world = World().serving()
+    (container,) = world.children["Deployment", "desk-gateway"]["spec"]["template"]["spec"]["containers"]
+    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+
+
 def test_a_first_policy_that_never_served_is_replaced_without_a_trial() -> None:
     world = World()
     world.broken.add(A_NAME)
