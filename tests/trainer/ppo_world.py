@@ -42,8 +42,8 @@ class PolicyWorld:
             "prompts": Located(path=str(self.prompts)),
             "policy_training": training,
             "evaluation": Evaluation(min_win_rate=0.0, samples=16),
-            "no_progress_seconds": 170,
-            "rendezvous_seconds": 170,
+            "no_progress_seconds": 600,
+            "rendezvous_seconds": 600,
         }
         return AttemptConfig(**{**fields, **changes})
 

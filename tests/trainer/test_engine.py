@@ -20,7 +20,7 @@ from rlhf_trainer.distributed import join, leave
 from rlhf_trainer.engine import Engine, EngineOptions
 from rlhf_trainer.exits import Diverged
 
-folder, world, report = Path(sys.argv[1]), join(timedelta(seconds=120)), {}
+folder, world, report = Path(sys.argv[1]), join(timedelta(seconds=600)), {}
 
 def module():
     torch.manual_seed(0)

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,7 @@ from rlhf_trainer.config import Checkpoints
 from rlhf_trainer.models.reward import load_reward_model
 from rlhf_trainer.wire import FailureClass, Located, Result, StatusReport
 from tests.trainer.test_checkpoint import damage
-from tests.trainer.training_world import Launch, TinyWorld, preference_rows, training_of, write_rows
-
-
-@contextmanager
-def launched(config: Any, folder: Path, **options: Any) -> Iterator[Launch]:
-    launch = Launch(config, folder, **options)
-    try:
-        yield launch
-    finally:
-        launch.end()
+from tests.trainer.training_world import TinyWorld, launched, preference_rows, training_of, write_rows
 
 
 def run_config(world: TinyWorld, output: Path, attempt: int = 1) -> Any:

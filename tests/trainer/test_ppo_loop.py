@@ -16,7 +16,7 @@ from rlhf_trainer.config import Checkpoints, Evaluation
 from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import ExitCode, FailureClass, Located
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
-from tests.trainer.training_world import Launch, TinyWorld, run_ranks
+from tests.trainer.training_world import TinyWorld, launched, run_ranks
 
 # Runs the attempts it is given one after the other in the same processes: starting DeepSpeed costs more than training.
 SCRIPT = """
@@ -31,7 +31,7 @@ from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.wire import AttemptConfig
 from rlhf_trainer.worker import load_loop, run_attempt
 os.environ["RLHF_STATUS_PORT"] = "0"
-world = join(timedelta(seconds=120))
+world = join(timedelta(seconds=600))
 for path in sys.argv[1:]:
     config = AttemptConfig.model_validate_json(Path(path).read_bytes())
     result = run_attempt(config, load_loop(config.kind), world, RankFiles.from_environment(), StopSignal())
@@ -158,15 +158,15 @@ def test_a_killed_run_resumes_to_the_same_policy(policy_world: PolicyWorld, tmp_
         every = Checkpoints(every_steps=2, keep_last=3)
         return policy_world.config(tmp_path / output, 2, training=training, attempt=attempt, checkpoints=every)
 
-    undisturbed = Launch(config("whole"), tmp_path / "pod-whole")
-    assert undisturbed.wait() == ExitCode.SUCCESS, undisturbed.output()
-    killed = Launch(config("killed"), tmp_path / "pod-killed")
-    killed.until_step(4)
-    for state in killed.ranks().values():
-        os.kill(state.pid, signal.SIGKILL)
-    assert killed.wait() != ExitCode.SUCCESS
-    resumed = Launch(config("killed", attempt=2), tmp_path / "pod-resumed")
-    assert resumed.wait() == ExitCode.SUCCESS, resumed.output()
+    with launched(config("whole"), tmp_path / "pod-whole") as undisturbed:
+        assert undisturbed.wait() == ExitCode.SUCCESS, undisturbed.output()
+    with launched(config("killed"), tmp_path / "pod-killed") as killed:
+        killed.until_step(4)
+        for state in killed.ranks().values():
+            os.kill(state.pid, signal.SIGKILL)
+        assert killed.wait() != ExitCode.SUCCESS
+    with launched(config("killed", attempt=2), tmp_path / "pod-resumed") as resumed:
+        assert resumed.wait() == ExitCode.SUCCESS, resumed.output()
     first, second = undisturbed.message(), resumed.message()
     assert second.resumed_from is not None
     assert 4 <= second.resumed_from.step < 12

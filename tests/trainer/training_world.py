@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rlhf_trainer.ranks import FOLDER_VARIABLE, RankState, read_states
 from rlhf_trainer.wire import AttemptConfig, Located, Result, digest_of
 
 WORDS = tuple(VALENCE)
-LAUNCH_SECONDS = 420.0  # on a crowded machine; tests wait for conditions, not for this
+LAUNCH_SECONDS = 900.0  # on a crowded machine; tests wait for conditions, not for this
 
 
 def true_reward(response: str) -> float:
@@ -81,8 +82,8 @@ class TinyWorld:
             "preferences": Located(path=str(self.preferences), digest=dataset_digest(self.preferences)),
             "reward_model_training": training,
             "validation": RewardModelValidation(min_accuracy=0.0, max_calibration_error=1.0),
-            "no_progress_seconds": 300,
-            "rendezvous_seconds": 300,
+            "no_progress_seconds": 600,
+            "rendezvous_seconds": 600,
         }
         return AttemptConfig(**{**fields, **changes})
 
@@ -196,6 +197,16 @@ class Launch:
 
     def output(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-6000:]
+
+
+@contextmanager
+def launched(config: AttemptConfig, folder: Path, **options: Any) -> Iterator[Launch]:
+    """A launch that is over, however the test ends."""
+    launch = Launch(config, folder, **options)
+    try:
+        yield launch
+    finally:
+        launch.end()
 
 
 def run_ranks(script: str, ranks: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
