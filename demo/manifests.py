@@ -71,7 +71,11 @@ def policy_rollout(name: str, policy: Object, digests: Mapping[str, str]) -> Obj
         "spec": {
             "policy": policy,
             "safetyFilter": source("models/safety-filter.json", digests),
-            "serving": {"engine": "builtin", "replicas": 1, "canaryReplicas": 1},
+            "serving": {
+                "replicas": 1,
+                "canaryReplicas": 1,
+                "resources": {"requests": {"cpu": "200m", "memory": "256Mi"}},
+            },
             "stages": [
                 {"weightPercent": 0, "shadow": True, "minSamples": 60},
                 {"weightPercent": 10, "minSamples": 60},

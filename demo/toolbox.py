@@ -65,7 +65,7 @@ def run(cluster: Cluster, name: str, image: str, command: list[str]) -> str:
 
 
 def last_object(text: str) -> dict[str, Any]:
-    """The JSON object a tool printed last; what it said before (progress, warnings) is passed over."""
+    """The JSON object a tool printed last; what it said around it (a pod's log mixes both streams) is passed over."""
     start = text.rfind("\n{") + 1
-    parsed: dict[str, Any] = json.loads(text[start:])
+    parsed: dict[str, Any] = json.JSONDecoder().raw_decode(text[start:])[0]
     return parsed

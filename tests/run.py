@@ -45,7 +45,13 @@ TIERS: dict[str, tuple[Step, ...]] = {
     "trainer": (Step("trainer", "real DeepSpeed on CPU", pytest("tests/trainer")),),
     "cluster": (Step("cluster", "real etcd and kube-apiserver", pytest("tests/cluster")),),
     "e2e": (Step("e2e", "real Kubernetes in the sandbox", pytest("tests/e2e")),),
-    "long": (Step("long", "many seeds and mutants", pytest("tests/long")),),
+    "long": tuple(
+        Step(name, what, (PYTHON, "-m", "benchmarks", name))
+        for name, what in (
+            ("policy_quality", "five seeds of the whole chain, judged by the oracle"),
+            ("rollout_simulation", "13,000 simulated rollouts"),
+        )
+    ),
 }
 DEFAULT = ("check", "trainer", "cluster", "e2e")
 
