@@ -8,7 +8,8 @@ from demo.toolbox import last_object
 
 
 def test_the_last_object_is_found_between_the_lines_of_both_streams() -> None:
-    text = 'warning: slow\n{"old": 1}\n[ 1.0 s] made\n{\n  "a": "b",\n  "arms": [\n    {"n": 1}\n  ]\n}\n[ 2.0 s] wrote 9\n'
+    printed = '{\n  "a": "b",\n  "arms": [\n    {"n": 1}\n  ]\n}\n'
+    text = f'warning: slow\n{{"old": 1}}\n[ 1.0 s] made\n{printed}[ 2.0 s] wrote 9\n'
     assert last_object(text) == {"a": "b", "arms": [{"n": 1}]}
     assert last_object('{"only": true}\n') == {"only": True}
 
