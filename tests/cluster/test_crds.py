@@ -63,7 +63,7 @@ def test_every_example_is_accepted(control_plane, kubectl, namespace, file: str)
     control_plane.user(author, groups=["system:masters"])
 
     words = ["-n", namespace, "create", "--dry-run=server", "--validate=strict", "-f", str(EXAMPLES / file)]
-    kubectl(*words, user=author)
+    assert "created (" in kubectl(*words, user=author).stdout
 
 
 CONDITION = {"observedGeneration": 1, "lastTransitionTime": "2026-01-02T03:04:05Z"}

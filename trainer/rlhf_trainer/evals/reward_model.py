@@ -12,6 +12,7 @@ import torch
 from rlhf_trainer.algos.bradley_terry import fit_temperature
 from rlhf_trainer.config import RewardModelValidation
 from rlhf_trainer.evals.stats import Interval, clustered_mean, needed_for_margin, spearman
+from rlhf_trainer.evals.verdicts import verdict_on
 from rlhf_trainer.randomness import Stream, generator
 from rlhf_trainer.wire import Verdict, VerdictState
 
@@ -159,19 +160,8 @@ def _at_least(metric: str, interval: Interval, threshold: float) -> Verdict:
 
 def _verdict(metric: str, state: VerdictState, interval: Interval, threshold: float, relation: str) -> Verdict:
     needed = needed_for_margin(interval, threshold) if state is VerdictState.NEED_MORE_DATA else None
-    more = f"; about {needed} more samples would decide" if needed else ""
-    return Verdict(
-        metric=metric,
-        state=state,
-        n=interval.n,
-        estimate=interval.estimate,
-        lower=interval.lower,
-        upper=interval.upper,
-        threshold=threshold,
-        needed=needed,
-        message=f"{interval.estimate:.3f} [{interval.lower:.3f}, {interval.upper:.3f}] of n={interval.n}, "
-        f"{relation} {threshold:g} is asked{more}",
-    )
+    found = f"{interval.estimate:.3f} [{interval.lower:.3f}, {interval.upper:.3f}] of n={interval.n}"
+    return verdict_on(interval, metric, state, threshold, needed, f"{found}, {relation} {threshold:g} is asked")
 
 
 def _too_few(metric: str, n: int, minimum: int, threshold: float, what: str) -> Verdict:

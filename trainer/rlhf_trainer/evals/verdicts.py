@@ -41,9 +41,10 @@ def _needed_for_rate(hits: int, n: int, threshold: float) -> int | None:
     return None
 
 
-def _verdict(
-    metric: str, state: VerdictState, interval: Interval, threshold: float, needed: int | None, note: str
+def verdict_on(
+    interval: Interval, metric: str, state: VerdictState, threshold: float, needed: int | None, message: str
 ) -> Verdict:
+    """A verdict with the evidence it rests on; the message ends with what is missing."""
     missing = f"; about {needed} more samples would decide" if needed else ""
     return Verdict(
         metric=metric,
@@ -54,6 +55,12 @@ def _verdict(
         upper=interval.upper,
         threshold=threshold,
         needed=needed,
-        message=f"{interval.estimate:.4g} [{interval.lower:.4g}, {interval.upper:.4g}] on {interval.n} replies: "
-        f"{note}{missing}",
+        message=message + missing,
     )
+
+
+def _verdict(
+    metric: str, state: VerdictState, interval: Interval, threshold: float, needed: int | None, note: str
+) -> Verdict:
+    found = f"{interval.estimate:.4g} [{interval.lower:.4g}, {interval.upper:.4g}] on {interval.n} replies: {note}"
+    return verdict_on(interval, metric, state, threshold, needed, found)

@@ -27,7 +27,6 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "BudgetExhausted"
     GUARDRAIL_BREACHED = "GuardrailBreached"
     # How attempts and jobs end.
-    ABORTED_BY_DECISION = "AbortedByDecision"
     CHECKPOINT_MISSING = "CheckpointMissing"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     DIVERGED = "Diverged"
