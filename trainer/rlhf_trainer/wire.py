@@ -95,9 +95,9 @@ class AttemptConfig(Wire):
     no_progress_seconds: int = 600
     rendezvous_seconds: int = 300
     grace_seconds: int = 30  # the pods' terminationGracePeriodSeconds: how long SIGTERM leaves for a checkpoint
+    preferences: Located | None = None  # of a reward model, or of DPO and KTO
     # RewardModelJob
     base_model: Located | None = None
-    preferences: Located | None = None
     human_scores: Located | None = None
     reward_model_training: RewardModelTraining | None = None
     validation: RewardModelValidation | None = None
@@ -107,6 +107,8 @@ class AttemptConfig(Wire):
     audit_reward_model: Located | None = None
     safety_filter: Located | None = None  # of evaluation.safetyFilter
     prompts: Located | None = None
+    demonstrations: Located | None = None  # of SFT
+    teacher: Located | None = None  # of Distillation
     policy_training: PolicyTraining | None = None
     guardrails: tuple[TrainingGuardrail, ...] = ()
     evaluation: Evaluation | None = None
