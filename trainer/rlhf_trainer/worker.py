@@ -27,7 +27,7 @@ from rlhf_trainer.wire import AttemptConfig, FailureClass, ReportPhase, Result, 
 log = logging.getLogger("rlhf_trainer")
 
 # Imported when needed: a reward-model pod has no use for generation, and the import is part of the start-up time.
-_LOOPS = {"RewardModelJob": "rlhf_trainer.loops.reward_model", "PolicyOptimizationJob": "rlhf_trainer.loops.ppo"}
+_LOOPS = {"RewardModelJob": "rlhf_trainer.loops.reward_model", "PolicyOptimizationJob": "rlhf_trainer.loops.policy"}
 
 
 Loop = Callable[[Session], Outcome]

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation against a reward model, then the gate against the policy it started from.
+"""Proximal policy optimisation against a reward model.
 
 One engine holds policy and value head; reference and reward model are frozen. Everything a step uses is a function
 of (seed, step) and the weights, so a checkpoint is the engine, the KL controller and one number.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,51 +20,22 @@ from rlhf_trainer.algos.gae import gae
 from rlhf_trainer.algos.kl import AdaptiveKL, FixedKL
 from rlhf_trainer.algos.ppo import policy_loss, value_loss
 from rlhf_trainer.algos.rewards import response_mask, token_rewards
-from rlhf_trainer.artifact import publish_artifact
 from rlhf_trainer.checkpoint import Component
 from rlhf_trainer.components import JsonState
-from rlhf_trainer.config import Evaluation, KLController, PolicyTraining
+from rlhf_trainer.config import KLController, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.sampler import Position, Sampler
 from rlhf_trainer.engine import Engine, EngineOptions
 from rlhf_trainer.generate.base import SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
-from rlhf_trainer.loops.common import Outcome, Session
-from rlhf_trainer.loops.policy_gate import PolicyGate
-from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
+from rlhf_trainer.loops.common import Session
+from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.rollout import Collector, Experience, current_weights
 from rlhf_trainer.models.policy import ActorCritic, load_policy
 from rlhf_trainer.models.reward import load_reward_model
 from rlhf_trainer.randomness import Stream, generator
 
 _TOKENS_PER_PASS = 32_768  # of one rank: bounds the activations of a backward pass
-
-
-def run(session: Session) -> Outcome:
-    """The whole attempt, from preflight to artifact. Raises the endings of ``exits``."""
-    inputs = prepare(session)
-    trainer = PPOTrainer(session, inputs)
-    trainer.train()
-    session.begin_evaluation()
-    with trainer.sampling_lm() as lm:
-        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm)
-        verdicts, figures = gate.judge(session.config.evaluation or Evaluation())
-    session.board.figures(figures)
-    session.board.verdicts(verdicts)
-    session.begin_saving()
-    weights = trainer.engine.state_dict()
-    digests = lineage(session.config)
-
-    def write(folder: Path) -> None:
-        own = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
-        # Through a whole model of the same shape, so that tied weights are written once.
-        finished = copy.deepcopy(trainer.reference).cpu()
-        finished.load_state_dict(own)
-        finished.save_pretrained(folder)
-        inputs.encoder.tokenizer.save_pretrained(folder)
-
-    artifact = publish_artifact(session, write, digests, verdicts)
-    return Outcome(artifact, verdicts, figures, digests, gate_reason="EvaluationGateFailed")
 
 
 @dataclass(frozen=True)
@@ -105,8 +75,8 @@ class PPOTrainer:
         encoder: Encoder = self._inputs.encoder
         return CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
 
-    def train(self) -> None:
-        """All remaining steps of the run."""
+    def train(self, after_step: Callable[[int], None]) -> None:
+        """All remaining steps of the run; ``after_step(done)`` after each."""
         session, training = self._session, self._training
         components: dict[str, Component] = {
             "engine": self.engine,
@@ -120,6 +90,7 @@ class PPOTrainer:
             prompts = [self._inputs.training_prompts[row] for row in sampler.take(training.prompts_per_step)]
             experience = collector.collect(step, prompts)
             session.finish_step(step + 1, self._learn(step, experience))
+            after_step(step + 1)
 
     def _learn(self, step: int, experience: Experience) -> dict[str, float]:
         began = time.monotonic()
