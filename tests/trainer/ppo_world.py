@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlhf_trainer.config import Checkpoints, Evaluation, PolicyTraining
@@ -16,7 +18,38 @@ from rlhf_trainer.desk.prompts import every_prompt
 from rlhf_trainer.loops.rollout import Experience
 from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, save_reward_model
 from rlhf_trainer.wire import AttemptConfig, Located, digest_of
-from tests.trainer.training_world import TinyWorld, write_rows
+from tests.trainer.training_world import TinyWorld, run_ranks, write_rows
+
+# Runs the attempts it is given one after the other in the same processes: starting DeepSpeed costs more than training.
+# ``path@3`` gets its SIGTERM in step 3.
+SCRIPT = """
+import os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from rlhf_trainer.distributed import join, leave
+from rlhf_trainer.loops.common import StopSignal
+from rlhf_trainer.ranks import RankFiles
+from rlhf_trainer.status import StatusBoard
+from rlhf_trainer.wire import AttemptConfig
+from rlhf_trainer.worker import load_loop, run_attempt
+os.environ["RLHF_STATUS_PORT"] = "0"
+plain = StatusBoard.step
+world = join(timedelta(seconds=600))
+for argument in sys.argv[1:]:
+    path, _, last = argument.partition("@")
+    stop = StopSignal()
+    def step(board, done, *rest):
+        plain(board, done, *rest)
+        stop.received = stop.received or str(done) == last
+    StatusBoard.step = step
+    config = AttemptConfig.model_validate_json(Path(path).read_bytes())
+    result = run_attempt(config, load_loop(config.kind), world, RankFiles.from_environment(), stop)
+    if world.is_main:
+        Path(path).with_suffix(".result").write_text(result.to_json())
+leave()
+"""
 
 
 @dataclass(frozen=True)
@@ -93,3 +126,30 @@ def experience_of(responses: Sequence[Sequence[int]], scores: Sequence[float], *
         "score_seconds": 0.0,
     }
     return Experience(**{**fields, **given})
+
+
+def run_attempts(
+    folder: Path, ranks: int, configs: Mapping[str, AttemptConfig], stop_after: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """name → result document of each attempt, in the order given; some are told to stop after a step."""
+    folder.mkdir(exist_ok=True)
+    paths = {name: folder / f"{name}.json" for name in configs}
+    for name, config in configs.items():
+        paths[name].write_text(config.to_json())
+    stops = stop_after or {}
+    arguments = [f"{path}@{stops[name]}" if name in stops else str(path) for name, path in paths.items()]
+    done = run_ranks(SCRIPT, ranks, folder, *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: json.loads(path.with_suffix(".result").read_bytes()) for name, path in paths.items()}
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(result["artifact"]["path"]) / "model.safetensors")
+
+
+def history(config: AttemptConfig) -> list[dict[str, float]]:
+    """What each step of an attempt reported, but for wall times."""
+    path = Path(config.output.path) / f"a{config.attempt}" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = ("Seconds", "samplesPerSecond")
+    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -15,30 +14,8 @@ from safetensors.torch import load_file
 from rlhf_trainer.config import Checkpoints, Evaluation
 from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import ExitCode, FailureClass, Located
-from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
-from tests.trainer.training_world import TinyWorld, launched, run_ranks
-
-# Runs the attempts it is given one after the other in the same processes: starting DeepSpeed costs more than training.
-SCRIPT = """
-import os, sys
-from datetime import timedelta
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from rlhf_trainer.distributed import join, leave
-from rlhf_trainer.loops.common import StopSignal
-from rlhf_trainer.ranks import RankFiles
-from rlhf_trainer.wire import AttemptConfig
-from rlhf_trainer.worker import load_loop, run_attempt
-os.environ["RLHF_STATUS_PORT"] = "0"
-world = join(timedelta(seconds=600))
-for path in sys.argv[1:]:
-    config = AttemptConfig.model_validate_json(Path(path).read_bytes())
-    result = run_attempt(config, load_loop(config.kind), world, RankFiles.from_environment(), StopSignal())
-    if world.is_main:
-        Path(path).with_suffix(".result").write_text(result.to_json())
-leave()
-"""
+from tests.trainer.ppo_world import PolicyWorld, make_policy_world, run_attempts, training_of, weights
+from tests.trainer.training_world import TinyWorld, launched
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +31,6 @@ def safety_filter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("filter") / "filter.json"
     path.write_text(LinearFilter(np.zeros(16, dtype=np.float32), bias=1.0, threshold=0.0).to_json())
     return path
-
-
-def run(folder: Path, ranks: int, configs: dict[str, Any]) -> dict[str, Any]:
-    """name → result document of each attempt."""
-    folder.mkdir(exist_ok=True)
-    paths = {name: folder / f"{name}.json" for name in configs}
-    for name, config in configs.items():
-        paths[name].write_text(config.to_json())
-    done = run_ranks(SCRIPT, ranks, folder, *map(str, paths.values()))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {name: json.loads(path.with_suffix(".result").read_bytes()) for name, path in paths.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +62,7 @@ def attempts(
             audit_reward_model=None,
         ),
     }
-    return run(folder / "one", 1, one) | run(folder / "two", 2, staged(2))
-
-
-def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return load_file(Path(result["artifact"]["path"]) / "model.safetensors")
+    return run_attempts(folder / "one", 1, one) | run_attempts(folder / "two", 2, staged(2))
 
 
 def test_every_stage_and_world_size_trains_the_same_policy(attempts: dict[str, Any]) -> None:
