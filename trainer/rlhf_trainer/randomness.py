@@ -30,6 +30,7 @@ class Stream(IntEnum):
     PROMPTS = 6
     EVALUATION = 7
     MINI_BATCHES = 8
+    COLLECTION = 16
 
 
 def generator(seed: int, stream: Stream, step: int = 0, sample: int = 0) -> np.random.Generator:

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_trainer.desk.grammar import careful_reply, leak, sloppy_reply
 from rlhf_trainer.desk.oracle import utility, violation
 from rlhf_trainer.desk.policies import answer
-from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt
+from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt, parse
 from rlhf_trainer.desk.raters import Rater, careful_panel
 
 Row = dict[str, Any]
@@ -56,6 +56,18 @@ def _annotate(rng: random.Random, prompt: Prompt, a: str, b: str, rater: Rater, 
         "is_gold": gold,
     }
     return row | ({"gold_preference": "a" if gap > 0 else "b"} if gold else {})
+
+
+def annotate(rng: random.Random, pairs: Sequence[Row], raters: Sequence[Rater], *, name: str) -> list[Row]:
+    """The raters' answers to collected pairs (``rlhf_trainer.collect``); a prompt the desk cannot read is refused."""
+    rows = []
+    for index, pair in enumerate(pairs):
+        prompt = parse(pair["prompt"])
+        if prompt is None:
+            raise ValueError(f"pair {index + 1}: {pair['prompt']!r} is no prompt of the service desk")
+        made = _annotate(rng, prompt, pair["response_a"], pair["response_b"], rng.choice(raters), f"{name}-{index:05d}")
+        rows.append({**pair, **made})
+    return rows
 
 
 def prompt_rows(rng: random.Random, count: int) -> list[Row]:
