@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_trainer.data.encoding import Encoder, pad_right
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.models.packing import row_states
 from rlhf_trainer.randomness import Stream, torch_generator
 
 # The formatting recipe of ``Encoder``: scoring text laid out in another way would silently give other rewards.
@@ -50,10 +51,8 @@ class RewardMember(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Right-padded ids [B, T] and lengths [B] → float32 scores [B]."""
-        mask = torch.arange(ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-        hidden = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-        scores: Tensor = self.model.score(last).float()[:, 0]
+        states, starts = row_states(self.model.base_model, ids, lengths)
+        scores: Tensor = self.model.score(states[starts + lengths - 1]).float()[:, 0]
         return scores
 
 
