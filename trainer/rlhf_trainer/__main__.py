@@ -44,7 +44,7 @@ def inspect_checkpoints(run: Path) -> int:
 def _describe(path: Path) -> tuple[bool, str]:
     try:
         manifest = read_manifest(path)
-        record = verify(path, manifest.config_digest, manifest.world_size).record
+        record = verify(path, manifest.config_digest).record
     except CheckpointRefused as refusal:
         return False, f"refused   {path}: {refusal}"
     ranks = "1 rank" if manifest.world_size == 1 else f"{manifest.world_size} ranks"
