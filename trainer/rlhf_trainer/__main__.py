@@ -2,6 +2,7 @@
 
 checkpoints RUN   the checkpoints of a run's folder, each read back and verified
 metrics           every figure a trainer reports, as a Markdown table
+data VERB FILE    validate, import, report on or diff preference data
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rlhf_trainer.checkpoint import CheckpointRefused, published, read_manifest, verify
+from rlhf_trainer.data import cli as data_cli
 from rlhf_trainer.metrics import reference
 
 
@@ -22,7 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     inspect = commands.add_parser("checkpoints", help="verify the checkpoints of a run")
     inspect.add_argument("run", type=Path, help="<output>/<uid>, the folder that holds a1, a2, ...")
     commands.add_parser("metrics", help="print the catalogue of metrics")
+    data_cli.add_parser(commands)
     parsed = parser.parse_args(arguments)
+    if parsed.command == "data":
+        return data_cli.run(parsed)
     if parsed.command == "metrics":
         print(reference(), end="")
         return 0
