@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,16 +16,25 @@ R = TypeVar("R")
 
 _SHOWN = 5  # bad rows quoted in one message
 _PREFERENCES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One annotation: one rater's view of one pair. ``probability_a`` is 1, 0, or ½ for a tie."""
+    """One annotation: one rater's view of one pair. ``probability_a`` is 1, 0, or ½ for a tie, or soft between.
+
+    ``strength`` (0 to 3, None where nobody said) is how clear the choice was, ``aspects`` maps an aspect's name to the
+    probability that a is the better there.
+    """
 
     prompt: str
     response_a: str
     response_b: str
     probability_a: float
+    strength: float | None = None
+    cohort: str = UNKNOWN
+    aspects: Mapping[str, float] = field(default_factory=dict)
+    rater: str = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,14 @@ def _preference(row: Row) -> Preference:
         if not isinstance(choice, str) or choice not in _PREFERENCES:
             raise RowProblem(f"field 'preference' is {choice!r}, not one of a, b, tie; correct it or drop the row")
         pair = Preference(
-            _text(row, "prompt"), _text(row, "response_a"), _text(row, "response_b"), _PREFERENCES[choice]
+            _text(row, "prompt"),
+            _text(row, "response_a"),
+            _text(row, "response_b"),
+            _PREFERENCES[choice],
+            row.get("strength"),
+            row.get("cohort") or UNKNOWN,
+            {name: _PREFERENCES[order] for name, order in (row.get("aspects") or {}).items()},
+            row.get("rater_id") or UNKNOWN,
         )
         names = ("response_a", "response_b")
     if pair.response_a.split() == pair.response_b.split():

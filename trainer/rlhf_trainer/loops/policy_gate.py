@@ -52,7 +52,7 @@ class PolicyGate:
         self._samplers = (sampler, CachedGenerator(reference, pad_id=encoder.pad_id, eos_id=encoder.eos_id))
         audit = session.config.audit_reward_model
         self._audited = audit is not None
-        self._scorer = load_reward_model((audit or inputs.reward_model).path, session.world.device)
+        self._scorer = load_reward_model((audit or inputs.reward_model).path, session.world.device, encoder)
         located = session.config.safety_filter
         self._filter = None if located is None else LinearFilter.read(Path(located.path))
 
