@@ -27,7 +27,15 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.report import RESULTS, Report
-from rlhf_trainer.config import Checkpoints, HumanScores, RewardModelTraining, RewardModelValidation
+from rlhf_trainer.config import (
+    BestOfNPreflight,
+    Checkpoints,
+    Evaluation,
+    HumanScores,
+    PolicyTraining,
+    RewardModelTraining,
+    RewardModelValidation,
+)
 from rlhf_trainer.desk import datasets
 from rlhf_trainer.desk.policies import train_base
 from rlhf_trainer.desk.raters import careful_panel, careless_panel
@@ -40,19 +48,21 @@ from rlhf_trainer.worker import load_loop, run_attempt
 CACHE = Path(__file__).resolve().parent.parent / ".build" / "gate_seeds"
 LABELS = ("careful", "careless", "small", "audit")
 REFUSED = ("careless", "small")
+GATE, PREFLIGHT = "reward model", "best of 16"
 
 
 @dataclass(frozen=True)
 class Sizes:
     """``bases``: seeds share this many base models in turn; everything else of a seed is its own."""
 
-    pairs: int = 4000
+    pairs: int = 2500  # careful ones
+    other_pairs: int = 1500  # careless and audit
     small: int = 150
     scores: int = 400
     prompts: int = 1000
     bases: int = 5
     base_steps: tuple[int, int] = (300, 150)
-    members: int = 3
+    members: int = 1
     epochs: int = 3
 
 
@@ -61,6 +71,7 @@ class Judged:
     """One reward model before its gate: name, state, estimate and bounds of each verdict."""
 
     labels: str
+    gate: str
     failure_class: str
     verdicts: tuple[dict[str, Any], ...]
     seconds: float
@@ -99,13 +110,14 @@ def play(cache: Path, seed: int, sizes: Sizes) -> list[Judged]:
     base = base_model(folder.parent, seed % sizes.bases, sizes)
     write_feedback(folder, base, seed, sizes)
     judged = [train(folder, base, labels, seed, sizes) for labels in LABELS]
+    judged += [preflight(folder, base, labels, seed) for labels in ("careful", *REFUSED)]
     done.write_text(json.dumps([asdict(one) for one in judged], indent=1))
     return judged
 
 
 def holds(models: list[Judged]) -> bool:
-    """Careful labels pass, and each of the others is refused."""
-    return all(one.passed is (one.labels not in REFUSED) for one in models)
+    """Careful labels pass the gate of the reward model, and each of the others is refused there."""
+    return all(one.passed is (one.labels not in REFUSED) for one in models if one.gate == GATE)
 
 
 def base_model(folder: Path, seed: int, sizes: Sizes) -> Path:
@@ -126,7 +138,7 @@ def write_feedback(folder: Path, base: Path, seed: int, sizes: Sizes) -> None:
     panels = {name: careful_panel(name) for name in ("careful", "audit")} | {"careless": careless_panel("careless")}
     for name, panel in panels.items():
         rng, draw = random.Random(f"{seed}/{name}"), random.Random(f"{seed}/{name}/samples").getrandbits(31)
-        rows = datasets.preference_rows(rng, policy, panel, pairs=sizes.pairs, name=name, sample_seed=draw)
+        rows = datasets.preference_rows(rng, policy, panel, pairs=_pairs(name, sizes), name=name, sample_seed=draw)
         datasets.write_rows(folder / f"{name}.jsonl", rows)
         if name == "careful":
             datasets.write_rows(folder / "small.jsonl", rows[: sizes.small])
@@ -134,6 +146,10 @@ def write_feedback(folder: Path, base: Path, seed: int, sizes: Sizes) -> None:
     scores = datasets.score_rows(rng, policy, count=sizes.scores, sample_seed=draw)
     datasets.write_rows(folder / "scores.jsonl", scores)
     datasets.write_rows(folder / "prompts.jsonl", datasets.prompt_rows(random.Random(f"{seed}/prompts"), sizes.prompts))
+
+
+def _pairs(labels: str, sizes: Sizes) -> int:
+    return sizes.pairs if labels == "careful" else sizes.other_pairs
 
 
 def train(folder: Path, base: Path, labels: str, seed: int, sizes: Sizes) -> Judged:
@@ -158,7 +174,28 @@ def train(folder: Path, base: Path, labels: str, seed: int, sizes: Sizes) -> Jud
     began = time.process_time()
     result = run(config)
     verdicts = tuple(json.loads(verdict.to_json()) for verdict in result.verdicts)
-    return Judged(labels, result.failure_class.value, verdicts, time.process_time() - began)
+    return Judged(labels, GATE, result.failure_class.value, verdicts, time.process_time() - began)
+
+
+def preflight(folder: Path, base: Path, labels: str, seed: int) -> Judged:
+    """The first minute of a PolicyOptimizationJob: refused before its first step, or let go (and ended after it)."""
+    artifacts = {name: Located(path=str(folder / "models" / name / "a1" / "artifact")) for name in (labels, "audit")}
+    config = AttemptConfig(
+        kind="PolicyOptimizationJob",
+        policy=Located(path=str(base)),
+        reward_model=artifacts[labels],
+        audit_reward_model=artifacts["audit"],
+        prompts=Located(path=str(folder / "prompts.jsonl")),
+        policy_training=PolicyTraining(steps=1, prompts_per_step=8, deepspeed={"zero_stage": 0}, seed=seed),
+        evaluation=Evaluation(samples=16, best_of_n=BestOfNPreflight()),
+        **attempt(folder / "policies" / labels, f"{labels}-policy"),
+    )
+    began = time.process_time()
+    result = run(config)
+    verdicts = [json.loads(v.to_json()) for v in result.verdicts if v.metric.startswith("bestOfN")]
+    refused = any(verdict["state"] != VerdictState.PASS for verdict in verdicts)
+    outcome = result.failure_class.value if refused or not verdicts else "Success"
+    return Judged(labels, PREFLIGHT, outcome, tuple(verdicts), time.process_time() - began)
 
 
 def attempt(output: Path, name: str) -> dict[str, Any]:
@@ -191,34 +228,48 @@ def alone() -> Iterator[World]:
 
 def write(seeds: dict[int, list[Judged]]) -> None:
     report = Report("gate_seeds", "Gates on the service desk, seed by seed", ("torch", "transformers", "deepspeed"))
+    every = [one for own in seeds.values() for one in own]
     for labels in LABELS:
-        models = [one for own in seeds.values() for one in own if one.labels == labels]
+        models = [one for one in every if (one.labels, one.gate) == (labels, GATE)]
         wanted = [one.passed is (labels not in REFUSED) for one in models]
-        name = f"{labels} labels {'refused' if labels in REFUSED else 'pass'}"
-        report.add(name, sum(wanted) / len(wanted), "fraction", samples=len(wanted))
+        outcome = "refused by" if labels in REFUSED else "pass"
+        report.add(f"{labels} labels {outcome} the {GATE} gate", _share(wanted), "fraction", samples=len(wanted))
+    for labels in ("careful", *REFUSED):
+        let = [one.passed for one in every if (one.labels, one.gate) == (labels, PREFLIGHT)]
+        report.add(f"{labels} labels let go by {PREFLIGHT}", _share(let), "fraction", samples=len(let))
     cpu = [sum(one.seconds for one in own) for own in seeds.values()]
-    report.add("reward models of a seed, CPU time", sum(cpu) / len(cpu), "s", samples=len(cpu))
+    report.add("training and gates of a seed, CPU time", sum(cpu) / len(cpu), "s", samples=len(cpu))
     report.note("small: the first 150 careful pairs. audit: careful labels of other raters on other replies.")
     report.note("Seeds share five base models in turn; labels, replies, scores and initial weights are their own.")
+    report.note("Best of 16 is asked of every model, as if its first gate had been waived; all but Pass is refused.")
     report.write()
     table = RESULTS / "gate_seeds.md"
     table.write_text(table.read_text() + "\n## Seed by seed\n\n" + "\n".join(_rows(seeds)) + "\n")
 
 
+def _share(held: list[bool]) -> float:
+    return sum(held) / len(held)
+
+
 def _rows(seeds: dict[int, list[Judged]]) -> list[str]:
-    lines = ["| seed | labels | accuracy | humanCorrelation | gate | named reasons |", "|---:|---|---|---|---|---|"]
+    metrics = ("accuracy", "humanCorrelation", "bestOfNLift", "bestOfNLiftRatio")
+    lines = [
+        f"| seed | labels | {' | '.join(metrics)} | refused before traffic by |",
+        "|---:|---|" + "---|" * (len(metrics) + 1),
+    ]
     for seed, models in seeds.items():
-        for one in models:
-            shown = {v["metric"]: v for v in one.verdicts}
-            cells = [_cell(shown.get(metric)) for metric in ("accuracy", "humanCorrelation")]
-            gate = "passes" if one.passed else "refused"
-            lines.append(f"| {seed} | {one.labels} | {' | '.join(cells)} | {gate} | {', '.join(one.reasons)} |")
+        for labels in LABELS:
+            own = [one for one in models if one.labels == labels]
+            shown = {v["metric"]: v for one in own for v in one.verdicts}
+            cells = [_cell(shown.get(metric)) for metric in metrics]
+            reasons = ", ".join(reason for one in own for reason in one.reasons) or "nothing"
+            lines.append(f"| {seed} | {labels} | {' | '.join(cells)} | {reasons} |")
     return lines
 
 
 def _cell(verdict: dict[str, Any] | None) -> str:
     if verdict is None or "estimate" not in verdict:
-        return "too few"
+        return "" if verdict is None else "too few"
     return f"{verdict['estimate']:.2f} [{verdict['lower']:.2f}, {verdict['upper']:.2f}]"
 
 

@@ -49,6 +49,7 @@ TIERS: dict[str, tuple[Step, ...]] = {
         Step(name, what, (PYTHON, "-m", "benchmarks", name))
         for name, what in (
             ("policy_quality", "five seeds of the whole chain, judged by the oracle"),
+            ("gate_seeds", "twenty seeds of good and bad labels before the gates"),
             ("rollout_simulation", "13,000 simulated rollouts"),
         )
     ),
