@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -88,15 +89,16 @@ class Judged:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--backwards", action="store_true", help="the last seed first: for a second process")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     seeds = {}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.seeds)[:: -1 if arguments.backwards else 1]:
         seeds[seed] = play(CACHE, seed, Sizes())
         said = "; ".join(f"{one.labels}: {', '.join(one.reasons) or 'passes'}" for one in seeds[seed])
         print(f"seed {seed}: {said}", flush=True)
-    write(seeds)
+    write(dict(sorted(seeds.items())))
     return 0 if all(holds(models) for models in seeds.values()) else 1
 
 
@@ -121,12 +123,17 @@ def holds(models: list[Judged]) -> bool:
 
 
 def base_model(folder: Path, seed: int, sizes: Sizes) -> Path:
-    base = folder / f"base-{seed}"
+    base = folder / f"base-{seed}"  # appears whole, so that seeds may be played by several processes
     if not (base / "config.json").is_file():
         pretrain, tune = sizes.base_steps
         tokenizer, model = train_base(seed, pretrain_steps=pretrain, tune_steps=tune)
-        tokenizer.save_pretrained(base)
-        model.save_pretrained(base)
+        aside = Path(tempfile.mkdtemp(dir=folder))
+        tokenizer.save_pretrained(aside)
+        model.save_pretrained(aside)
+        if base.is_dir():  # another process was faster
+            shutil.rmtree(aside)
+        else:
+            aside.rename(base)
     return base
 
 

@@ -29,8 +29,12 @@ def best_of_n_preflight(session: Session, inputs: PolicyInputs, base: Any) -> tu
     """
     evaluation = session.config.evaluation
     wanted = None if evaluation is None else evaluation.best_of_n
-    if wanted is None or inputs.training.algorithm not in ONLINE:
+    if wanted is None:
         return ()
+    if inputs.training.algorithm not in ONLINE:
+        raise Invalid(
+            f"evaluation.bestOfN is given, but {inputs.training.algorithm.value} optimises no reward model; remove it"
+        )
     verdicts = _judge(session, inputs, base, wanted)
     session.board.verdicts(verdicts)
     refusing = [verdict for verdict in verdicts if verdict.state is not VerdictState.PASS]

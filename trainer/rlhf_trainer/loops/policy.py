@@ -10,12 +10,12 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from rlhf_trainer.artifact import publish_artifact
-from rlhf_trainer.config import ONLINE, Algorithm, Evaluation
+from rlhf_trainer.config import Algorithm, Evaluation, Opponent
 from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator
 from rlhf_trainer.loops.best_of_n_preflight import best_of_n_preflight
@@ -47,6 +47,10 @@ class PolicyTrainer(Protocol):
 # "module:class", imported when chosen: a run pays for its own algorithm's imports alone.
 _TRAINERS = {
     Algorithm.PPO: "rlhf_trainer.loops.ppo:PPOTrainer",
+    Algorithm.DPO: "rlhf_trainer.loops.preference:PreferenceTrainer",
+    Algorithm.KTO: "rlhf_trainer.loops.kto:KTOTrainer",
+    Algorithm.SFT: "rlhf_trainer.loops.supervised:SupervisedTrainer",
+    Algorithm.DISTILLATION: "rlhf_trainer.loops.distillation:DistillationTrainer",
 }
 
 
@@ -54,6 +58,19 @@ def make_trainer(session: Session, inputs: PolicyInputs) -> PolicyTrainer:
     module, _, name = _TRAINERS[inputs.training.algorithm].partition(":")
     trainer: PolicyTrainer = getattr(importlib.import_module(module), name)(session, inputs)
     return trainer
+
+
+class Taught(Protocol):
+    """A trainer whose student learns from a teacher."""
+
+    teacher: Any  # frozen, whole on every rank
+
+
+def opponent(trainer: PolicyTrainer, evaluation: Evaluation) -> Any:
+    """Whom the policy is judged against; ``policy_needs`` has refused a teacher where there is none."""
+    if evaluation.against is Opponent.TEACHER:
+        return cast(Taught, trainer).teacher
+    return trainer.reference
 
 
 def run(session: Session) -> Outcome:
@@ -66,7 +83,8 @@ def run(session: Session) -> Outcome:
     trainer.train(lambda _done: None)
     session.begin_evaluation()
     with _published(session, trainer, oversight) as lm:
-        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm)
+        other = opponent(trainer, evaluation)
+        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm, other)
         verdicts, figures = gate.judge(evaluation)
         weights = _on_main(session, lm)
     verdicts = (*before, *verdicts, *(() if oversight is None else (oversight.verdict(),)))
@@ -100,7 +118,7 @@ def _on_main(session: Session, lm: Any) -> dict[str, Any]:
 
 def _watch(session: Session, inputs: PolicyInputs, trainer: PolicyTrainer, evaluation: Evaluation) -> Oversight | None:
     """The over-optimisation watch that the evaluation asks for, joined to the session."""
-    if evaluation.over_optimization is None or inputs.training.algorithm not in ONLINE:
+    if evaluation.over_optimization is None:
         return None
     watch = Oversight(session, inputs, trainer, evaluation.over_optimization, lambda: policy_weights(session, trainer))
     session.observers.append(watch)

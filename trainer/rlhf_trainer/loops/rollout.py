@@ -21,7 +21,7 @@ from rlhf_trainer.algos.rewards import conservative
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.distributed import World
 from rlhf_trainer.generate.base import Completion, Generator, Request, SampleKey, SamplingParams
-from rlhf_trainer.models.policy import ActorCritic, Batch, reference_logprobs
+from rlhf_trainer.models.policy import Batch, reference_logprobs
 
 # Mean |log p(sampler) - log p(trainer)| beyond which the sampler cannot be holding the trainer's weights.
 STALE_SAMPLER = 0.1
@@ -160,6 +160,5 @@ def current_weights(engine: Any, replica: Any | None) -> Iterator[Any]:
         yield engine.module.lm
         return
     with engine.gathered() as module:
-        assert isinstance(module, ActorCritic)
         replica.load_state_dict(module.lm.state_dict())
     yield replica

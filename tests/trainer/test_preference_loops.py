@@ -1,0 +1,126 @@
+"""Attempts of every algorithm that learns from given texts, on the real engine: DPO, KTO, SFT, distillation.
+
+Sharding, ranks and gradient accumulation must not change what is learnt, and a run that was interrupted must end in
+the artifact of one that was not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_trainer.config import Evaluation, GuardrailAction, GuardrailMetric, Opponent, TrainingGuardrail
+from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
+from tests.trainer.offline_world import OfflineWorld, make_offline_world, training_of
+from tests.trainer.test_ppo_loop import run, weights
+from tests.trainer.training_world import TinyWorld
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "DPO": {"dpo": {"beta": 0.5, "label_smoothing": 0.1}},
+    "KTO": {"kto": {"beta": 0.5, "undesirable_weight": 1.5}},
+    "SFT": {},
+    "Distillation": {"distillation": {"divergence": "jensenShannon"}, "samples_per_prompt": 2},
+}
+PAUSE = TrainingGuardrail(metric=GuardrailMetric.ENTROPY, above=-1.0, for_steps=3, action=GuardrailAction.PAUSE)
+
+
+@pytest.fixture(scope="module")
+def offline_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> OfflineWorld:
+    return make_offline_world(tmp_path_factory.mktemp("offline-world"), tiny_world)
+
+
+def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
+    """Of every family: ZeRO 0 and 2, small micro batches, and six steps at once and in two halves."""
+    judged: dict[str, dict[str, Any]] = {name: {} for name in FAMILIES} | {
+        "KTO": {"reward_model": Located(path=str(world.policy.reward_model)), "evaluation": lenient()},
+        "Distillation": {
+            "audit_reward_model": Located(path=str(world.policy.audit)),
+            "evaluation": lenient(against=Opponent.TEACHER),
+        },
+    }
+    configs: dict[str, AttemptConfig] = {}
+    for name, changes in FAMILIES.items():
+
+        def attempt(label: str, output: str, name: str = name, changes: dict[str, Any] = changes, **more: Any) -> None:
+            of_attempt = {key: more.pop(key) for key in ("guardrails", "attempt") if key in more}
+            training = training_of(name, **{**changes, **more})
+            extra = {**judged[name], **of_attempt}
+            configs[f"{name}-{label}"] = world.config(folder / f"{name}-{output}", training, **extra)
+
+        attempt("zero0", "zero0", deepspeed={"zero_stage": 0})
+        attempt("zero2", "zero2")
+        attempt("micro", "micro", micro_batch_size=2)
+        attempt("whole", "whole", steps=6)
+        attempt("half", "halves", steps=6, guardrails=(PAUSE,))
+        attempt("rest", "halves", steps=6, attempt=2)
+    zero3 = training_of("Distillation", **FAMILIES["Distillation"], deepspeed={"zero_stage": 3})
+    configs["Distillation-zero3"] = world.config(folder / "zero3", zero3)
+    sequence = training_of("Distillation", distillation={"mode": "sequence"})
+    configs["sequence"] = world.config(folder / "sequence", sequence)
+    ipo = training_of("DPO", dpo={"loss": "ipo", "beta": 0.2})
+    configs["ipo"] = world.config(folder / "ipo", ipo)
+    return configs
+
+
+def lenient(**changes: Any) -> Evaluation:
+    return Evaluation(min_win_rate=0.0, samples=16, **changes)
+
+
+@pytest.fixture(scope="module")
+def attempts(offline_world: OfflineWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("offline-attempts")
+    two = {
+        f"{name}-ranks2": offline_world.config(folder / f"{name}-2", training_of(name, **changes), 2)
+        for name, changes in FAMILIES.items()
+    }
+    return run(folder / "one", 1, variants(offline_world, folder)) | run(folder / "two", 2, two)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharding_ranks_and_accumulation_do_not_change_what_is_learnt(attempts: dict[str, Any], family: str) -> None:
+    """Order of summation differs, so weights agree within a tolerance far below one update (0.01)."""
+    expected = attempts[f"{family}-zero0"]
+    labels = ["zero2", "micro", "ranks2"] + (["zero3"] if family == "Distillation" else [])
+    for result in (attempts[f"{family}-{label}"] for label in labels):
+        assert result["failureClass"] == FailureClass.SUCCESS, result["message"]
+        for key, tensor in weights(result).items():
+            torch.testing.assert_close(tensor, weights(expected)[key], atol=2e-4, rtol=0)
+        for name in ("loss", "entropy", "responseLength"):
+            assert result["metrics"][name] == pytest.approx(expected["metrics"][name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_halves_of_a_run_are_the_whole_run_bit_for_bit(attempts: dict[str, Any], family: str) -> None:
+    whole, half, rest = (attempts[f"{family}-{label}"] for label in ("whole", "half", "rest"))
+    assert (half["failureClass"], half["step"]) == (FailureClass.GUARDRAIL_PAUSED, 3)
+    assert rest["resumedFrom"]["step"] == 3
+    assert rest["artifact"]["digest"] == whole["artifact"]["digest"]
+    assert attempts[f"{family}-zero2"]["artifact"]["digest"] != whole["artifact"]["digest"]  # two more steps show
+
+
+def test_what_there_is_no_judge_for_gets_no_verdict(attempts: dict[str, Any]) -> None:
+    assert attempts["DPO-zero2"]["verdicts"] == []
+    assert "winRate" not in attempts["DPO-zero2"]["metrics"]
+    assert attempts["DPO-zero2"]["metrics"]["evaluationKl"] > 0
+    (win_rate,) = attempts["KTO-zero2"]["verdicts"]
+    assert "judged by the reward model" in win_rate["message"]
+
+
+def test_a_student_is_judged_against_its_teacher(attempts: dict[str, Any]) -> None:
+    (win_rate,) = attempts["Distillation-zero2"]["verdicts"]
+    assert "against its teacher, judged by the audit reward model" in win_rate["message"]
+    assert {"teacher", "prompts", "policy"} < set(attempts["Distillation-zero2"]["lineage"])
+
+
+def test_reported_figures_are_those_of_the_algorithm(attempts: dict[str, Any]) -> None:
+    dpo = attempts["DPO-whole"]["metrics"]
+    assert dpo["rewardMargin"] == pytest.approx(dpo["chosenReward"] - dpo["rejectedReward"])
+    assert dpo["chosenReward"] == pytest.approx(0.5 * dpo["kl"])
+    assert attempts["Distillation-zero2"]["metrics"]["onPolicyShare"] == 0.5
+    assert attempts["sequence"]["metrics"]["onPolicyShare"] == 0.0
+    assert "divergence" not in attempts["sequence"]["metrics"]
+    assert attempts["KTO-whole"]["metrics"]["referencePoint"] >= 0.0
+    assert attempts["ipo"]["failureClass"] == FailureClass.SUCCESS
