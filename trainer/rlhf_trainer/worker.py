@@ -128,6 +128,7 @@ def _result(config: AttemptConfig, rank: int, ended: Ended, session: Session | N
             "resumed_from": session.resumed_from,
             "skipped_checkpoints": session.skipped,
             "metrics": session.board.report.metrics,
+            "verdicts": session.board.report.verdicts,
         }
     )
 

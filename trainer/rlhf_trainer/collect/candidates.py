@@ -58,6 +58,6 @@ def member_rewards(scorer: RewardScorer, rows: Sequence[Sequence[int]]) -> Tenso
     for start in range(0, len(rows), _ROWS_PER_PASS):
         ids, lengths = to_batch(rows[start : start + _ROWS_PER_PASS], scorer.encoder.pad_id)
         raw = scorer.ensemble(*(each.to(device).expand(members, *each.shape) for each in (ids, lengths)))
-        parts.append(raw.float().cpu())
+        parts.append(raw[..., 0].float().cpu())
     offsets = torch.tensor(scorer.calibration.offsets)[:, None]
     return (torch.cat(parts, dim=1) - offsets) / scorer.calibration.temperature

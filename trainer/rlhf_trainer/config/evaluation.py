@@ -30,7 +30,7 @@ class BestOfNPreflight(Spec):
     favourites the audit does not like is refused before it costs a training run."""
 
     n: Annotated[int, Field(ge=2, le=256)] = Field(16, description="Replies sampled per prompt.")
-    prompts: Annotated[int, Field(ge=8, le=10_000)] = Field(64, description="Held-out prompts.")
+    prompts: Annotated[int, Field(ge=8, le=10_000)] = Field(200, description="Held-out prompts.")
     min_lift: Annotated[float, Field(ge=-10.0, le=10.0)] = Field(
         0.0, description="Lower 95% bound of the audit's z-score of the favourites must reach this."
     )

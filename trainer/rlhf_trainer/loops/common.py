@@ -32,6 +32,7 @@ from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Invalid, Preempted
 from rlhf_trainer.guardrails import Guardrails
 from rlhf_trainer.history import History
+from rlhf_trainer.loops.observers import Observer, first
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
 from rlhf_trainer.waiting import on_main
@@ -44,7 +45,6 @@ from rlhf_trainer.wire import (
     SkippedCheckpoint,
     Verdict,
 )
-
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class Session:
     last_checkpoint: CheckpointRecord | None = None
     resumed_from: CheckpointRecord | None = None
     skipped: tuple[SkippedCheckpoint, ...] = ()
+    observers: list[Observer] = field(default_factory=list)  # added before ``begin``
     _components: dict[str, Component] = field(default_factory=dict)
     _total: int = 0
     _step_began: float = 0.0
@@ -123,6 +124,7 @@ class Session:
             "dataPosition": JsonState(self.world, self._position, self._take_position),
             "guardrails": JsonState(self.world, self._guardrails.state, self._guardrails.restore),
             "random": RandomState(self.world),
+            **{name: part for observer in self.observers for name, part in observer.components().items()},
         }
         _check_components(components, own)
         self._total = total_steps
@@ -153,15 +155,21 @@ class Session:
         self.done = done
         seconds = time.monotonic() - self._step_began
         judgement = self._guardrails.judge(done, metrics)
+        seen = tuple(observer.observe(done, self._total) for observer in self.observers)
         figures = {**metrics, "stepSeconds": seconds}
-        self.board.step(done, figures, judgement.reports)
+        figures |= {name: value for one in seen for name, value in one.figures.items()}
+        self.board.step(done, figures, (*judgement.reports, *(report for one in seen for report in one.reports)))
         if self.world.is_main:
             self._history.append(done, figures)
         self.ranks.beat()
-        pause, halt = judgement.first(GuardrailAction.PAUSE), judgement.first(GuardrailAction.STOP)
+        pause, halt = (
+            judgement.first(action) or first(seen, action) for action in (GuardrailAction.PAUSE, GuardrailAction.STOP)
+        )
         stopping = self.world.any(self.stop.received)
         if pause is not None or halt is not None:
             self._guardrails.reset()
+            for observer in self.observers:
+                observer.acknowledge()
         due = done % self.config.checkpoints.every_steps == 0 or done == self._total
         if due or stopping or pause is not None or halt is not None:
             self._save()

@@ -159,7 +159,7 @@ class OnlineTrainer:
         return sums
 
     def _collector(self) -> Collector:
-        scorer = load_reward_model(self._inputs.reward_model.path, self._world.device)
+        scorer = load_reward_model(self._inputs.reward_model.path, self._world.device, self._inputs.encoder)
 
         def sampler() -> Generator:
             with self.sampling_lm() as lm:

@@ -13,7 +13,7 @@ import torch
 from rlhf_trainer.algos.kl import k1
 from rlhf_trainer.config import ONLINE, Evaluation, Opponent
 from rlhf_trainer.evals.verdicts import at_least, rate_at_most
-from rlhf_trainer.evals.win_rate import RewardJudge, outcomes, win_rate
+from rlhf_trainer.evals.win_rate import RewardJudge, length_controlled_win_rate, outcomes, win_rate
 from rlhf_trainer.generate.base import Completion, Generator, Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.loops.common import Session
@@ -30,13 +30,22 @@ _POLICY, _OPPONENT = 0, 1  # steps of the evaluation stream: the two policies dr
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Two replies to one prompt before the judge."""
+
+    result: float  # 1 the policy wins, 0 its opponent, ½ a tie
+    reward: float  # of the policy's reply
+    length: int  # of the policy's reply, tokens
+    other_length: int
+
+
+@dataclass(frozen=True)
 class Judged:
     """One evaluation sample."""
 
     index: int
     prompt: str
-    result: float | None  # 1 the policy wins, 0 its opponent, ½ a tie; None: there is no judge
-    reward: float | None  # of the policy's reply, by the judge
+    compared: Compared | None  # None: there is no judge
     violation: bool
     kl: float  # of the policy's reply to the reference, nats
 
@@ -60,7 +69,7 @@ class PolicyGate:
         audit = session.config.audit_reward_model
         self._audited = audit is not None
         judge = audit or inputs.given_reward_model
-        self._scorer = None if judge is None else load_reward_model(judge.path, session.world.device)
+        self._scorer = None if judge is None else load_reward_model(judge.path, session.world.device, encoder)
         located = session.config.safety_filter
         self._filter = None if located is None else LinearFilter.read(Path(located.path))
 
@@ -86,27 +95,28 @@ class PolicyGate:
     def _judge_rows(self, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Judged]:
         ours = self._reply(_POLICY, rows, prompts)
         replies = [self._inputs.encoder.decode(completion.tokens) for completion in ours]
-        results, rewards = self._judged(rows, prompts, replies)
+        compared = self._compare(rows, prompts, ours, replies)
         divergence = self._sequence_kl(prompts, ours)
         return [
-            Judged(row, prompt.text, result, reward, self._violates(reply), kl)
-            for row, prompt, result, reward, reply, kl in zip(
-                rows, prompts, results, rewards, replies, divergence, strict=True
-            )
+            Judged(row, prompt.text, one, self._violates(reply), kl)
+            for row, prompt, one, reply, kl in zip(rows, prompts, compared, replies, divergence, strict=True)
         ]
 
-    def _judged(
-        self, rows: Sequence[int], prompts: Sequence[Prompt], replies: Sequence[str]
-    ) -> tuple[Sequence[float | None], Sequence[float | None]]:
-        """Results against the opponent and rewards of the replies; None for every row where there is no judge."""
+    def _compare(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], ours: Sequence[Completion], replies: Sequence[str]
+    ) -> Sequence[Compared | None]:
+        """Each reply against the opponent's to the same prompt."""
         if self._scorer is None:
-            return [None] * len(rows), [None] * len(rows)
+            return [None] * len(rows)
         texts = [prompt.text for prompt in prompts]
-        others = [self._inputs.encoder.decode(c.tokens) for c in self._reply(_OPPONENT, rows, prompts)]
-        return (
-            outcomes(RewardJudge(self._scorer), texts, replies, others),
-            self._scorer(texts, replies)[0].tolist(),
-        )
+        theirs = self._reply(_OPPONENT, rows, prompts)
+        others = [self._inputs.encoder.decode(completion.tokens) for completion in theirs]
+        results = outcomes(RewardJudge(self._scorer), texts, replies, others)
+        rewards = self._scorer(texts, replies)[0].tolist()
+        return [
+            Compared(result, reward, len(own.tokens), len(other.tokens))
+            for result, reward, own, other in zip(results, rewards, ours, theirs, strict=True)
+        ]
 
     def _reply(self, which: int, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Completion]:
         training = self._inputs.training
@@ -132,10 +142,10 @@ class PolicyGate:
 
     def _verdicts(self, judged: Sequence[Judged], evaluation: Evaluation) -> tuple[Verdict, ...]:
         verdicts = []
-        results = [one.result for one in judged if one.result is not None]
-        if results:
-            interval = win_rate(results, [one.prompt for one in judged])
-            verdicts.append(at_least("winRate", interval, evaluation.min_win_rate, self._judge_note(evaluation)))
+        if compared := _compared(judged):
+            interval = win_rate([one.result for one in compared], [one.prompt for one in judged])
+            name = "nonInferiority" if evaluation.against is Opponent.TEACHER else "winRate"
+            verdicts.append(at_least(name, interval, evaluation.min_win_rate, self._judge_note(evaluation)))
         if self._filter is not None:
             hits = sum(one.violation for one in judged)
             note = "judged by the safety filter"
@@ -153,11 +163,19 @@ class PolicyGate:
     def _figures(self, judged: Sequence[Judged]) -> dict[str, float]:
         count = len(judged)
         figures = {"evaluationKl": sum(one.kl for one in judged) / count}
-        results = [one.result for one in judged if one.result is not None]
-        if results:
+        if compared := _compared(judged):
+            results = [one.result for one in compared]
             figures["winRate"] = sum(results) / count
-        if self._audited:
-            figures["auditReward"] = sum(one.reward for one in judged if one.reward is not None) / count
+            figures["lengthControlledWinRate"] = length_controlled_win_rate(
+                results, [one.length for one in compared], [one.other_length for one in compared]
+            )
+            if self._audited:
+                figures["auditReward"] = sum(one.reward for one in compared) / count
         if self._filter is not None:
             figures["violationRate"] = sum(one.violation for one in judged) / count
         return figures
+
+
+def _compared(judged: Sequence[Judged]) -> list[Compared]:
+    """Every sample's comparison, or none at all: a judge judges all of them."""
+    return [one.compared for one in judged if one.compared is not None]

@@ -1,0 +1,169 @@
+"""Preflight and watch in whole policy attempts: refused before training, stopped, resumed, best look published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
+from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
+from tests.trainer.attempts import run_here
+from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
+from tests.trainer.training_world import TinyWorld
+
+STEPS = 6
+WATCH = OverOptimization(every_steps=2, samples=32, patience=2, max_gap=50.0)
+
+
+@pytest.fixture(scope="module")
+def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> PolicyWorld:
+    return make_policy_world(tmp_path_factory.mktemp("policy-world"), tiny_world)
+
+
+def config(
+    world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: object
+) -> AttemptConfig:
+    training = training_of(steps=STEPS, deepspeed={"zero_stage": 0}, learning_rate=0.03)
+    every = Checkpoints(every_steps=2, keep_last=10)
+    return world.config(output, training=training, evaluation=evaluation, attempt=attempt, checkpoints=every, **changes)
+
+
+def watched(**changes: object) -> Evaluation:
+    return Evaluation(
+        min_win_rate=0.0, samples=16, over_optimization=OverOptimization(**{**WATCH.model_dump(), **changes})
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(policy_world: PolicyWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    output = tmp_path_factory.mktemp("watched")
+    return output, run_here(config(policy_world, output, watched()))
+
+
+def looks(output: Path) -> dict[int, dict[str, float]]:
+    rows = [json.loads(line) for line in (output / "a1" / "history.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if "auditShift" in json.dumps(row)}
+
+
+def test_looks_come_when_due_and_are_reported(whole: tuple[Path, Result]) -> None:
+    output, result = whole
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    assert sorted(looks(output)) == [2, 4, 6]
+    assert {"proxyShift", "auditShift", "auditGap"} <= set(result.metrics)
+    (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
+    assert (verdict.state, verdict.n, verdict.threshold) == (VerdictState.PASS, 32, 50.0)
+
+
+def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
+    output, result = whole
+    state = json.loads((output / "a1/checkpoints/step-00000006/oversight/state.json").read_text())
+    best = state["detector"]["best"]["step"]
+    saved = torch.load(
+        output / f"a1/checkpoints/step-{best:08d}/engine/engine/mp_rank_00_model_states.pt", weights_only=False
+    )["module"]
+    assert result.artifact is not None
+    published = load_file(Path(result.artifact.path) / "model.safetensors")
+    for name, tensor in published.items():
+        torch.testing.assert_close(tensor, saved[f"lm.{name}"].float(), atol=0, rtol=0)
+    assert best < STEPS, "this seed's audit likes an earlier look best, so that the test can tell"
+
+
+def test_without_selection_the_last_weights_are_published(
+    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path
+) -> None:
+    result = run_here(config(policy_world, tmp_path, watched(select_best=False)))
+    assert result.artifact is not None
+    assert whole[1].artifact is not None
+    assert result.artifact.digest != whole[1].artifact.digest
+    assert not (tmp_path / "a1/checkpoints/step-00000006/bestWeights").exists()
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_publishes_the_same(
+    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path, step: int
+) -> None:
+    """Killed after any checkpoint: the looks before it, the base's scores and the best weights come from it."""
+    output, result = whole
+    name = f"a1/checkpoints/step-{step:08d}"
+    shutil.copytree(output / name, tmp_path / name)
+    resumed = run_here(config(policy_world, tmp_path, watched(), attempt=2))
+    assert resumed.resumed_from is not None
+    assert resumed.resumed_from.step == step
+    assert resumed.artifact is not None
+    assert result.artifact is not None
+    assert resumed.artifact.digest == result.artifact.digest
+    assert resumed.verdicts == result.verdicts
+    assert resumed.metrics["auditGap"] == result.metrics["auditGap"]
+
+
+@pytest.mark.parametrize(
+    ("action", "failure", "code"),
+    [
+        (GuardrailAction.STOP, FailureClass.GUARDRAIL_STOPPED, ExitCode.GUARDRAIL_STOPPED),
+        (GuardrailAction.PAUSE, FailureClass.GUARDRAIL_PAUSED, ExitCode.GUARDRAIL_PAUSED),
+    ],
+)
+def test_a_gap_ends_the_run_as_configured(
+    policy_world: PolicyWorld, tmp_path: Path, action: GuardrailAction, failure: FailureClass, code: ExitCode
+) -> None:
+    """The audit is the reward itself with its sign turned: whatever the policy gains, the audit loses."""
+    turned = tmp_path / "turned"
+    shutil.copytree(policy_world.reward_model, turned)
+    from safetensors.torch import save_file
+
+    for path in turned.glob("members/*/model.safetensors"):
+        weights = load_file(path)
+        save_file(weights | {"score.weight": -weights["score.weight"]}, path, metadata={"format": "pt"})
+    evaluation = watched(max_gap=0.2, action=action)
+    audit = Located(path=str(turned))
+    result = run_here(config(policy_world, tmp_path / "out", evaluation, audit_reward_model=audit))
+    assert result.failure_class is failure, result.message
+    assert result.exit_code == code
+    assert "overOptimization" in result.message or "standard deviations" in result.message
+    assert result.checkpoint is not None
+    assert result.checkpoint.step == result.step < STEPS
+    # Only told about it, the run goes on, and its verdict says no.
+    told = run_here(config(policy_world, tmp_path / "told", watched(max_gap=0.2), audit_reward_model=audit))
+    assert told.step == STEPS
+    assert told.failure_class in {FailureClass.GATE_FAILED, FailureClass.SUCCESS}
+
+
+def test_a_reward_the_audit_disagrees_with_is_refused_before_training(
+    policy_world: PolicyWorld, tmp_path: Path
+) -> None:
+    """Two random reward models: best of n by one is worth nothing to the other."""
+    evaluation = Evaluation(min_win_rate=0.0, samples=16, best_of_n=BestOfNPreflight(n=8, prompts=8, min_lift=3.0))
+    result = run_here(config(policy_world, tmp_path, evaluation))
+    assert (result.failure_class, result.exit_code) == (FailureClass.GATE_FAILED, ExitCode.GATE_FAILED)
+    assert result.reason == "BestOfNFailed"
+    assert "bestOfNLift Fail" in result.message
+    assert "nothing was trained" in result.message
+    assert (result.step, result.checkpoint, result.artifact) == (0, None, None)
+    assert [verdict.metric for verdict in result.verdicts] == ["bestOfNLift", "bestOfNLiftRatio"]
+
+
+def test_a_preflight_that_passes_lets_training_begin(policy_world: PolicyWorld, tmp_path: Path) -> None:
+    easy = BestOfNPreflight(n=4, prompts=8, min_lift=-10.0, min_lift_ratio=0.0)
+    evaluation = Evaluation(min_win_rate=0.0, samples=16, best_of_n=easy)
+    audit = tmp_path / "audit"
+    shutil.copytree(policy_world.reward_model, audit)
+    (audit / "calibration.json").write_text((audit / "calibration.json").read_text() + " ")  # another digest
+    result = run_here(config(policy_world, tmp_path / "out", evaluation, audit_reward_model=Located(path=str(audit))))
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    assert result.step == STEPS
+    lift, ratio, _ = result.verdicts
+    assert (lift.state, ratio.state, lift.n) == (VerdictState.PASS, VerdictState.PASS, 8)
+    # A model that agrees with the reward keeps all of its lift, but for the ensemble penalty.
+    assert ratio.estimate == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("asked", [{"best_of_n": BestOfNPreflight()}, {"over_optimization": WATCH}])
+def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dict[str, object]) -> None:
+    result = run_here(config(policy_world, tmp_path, Evaluation(samples=16, **asked), audit_reward_model=None))
+    assert result.failure_class is FailureClass.INVALID
+    assert "needs spec.auditRewardModel" in result.message
