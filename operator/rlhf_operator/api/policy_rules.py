@@ -65,8 +65,8 @@ class Rule:
 
 
 def broken(spec: PolicyOptimizationJobSpec) -> str:
-    """The message of the first rule that does not hold; "" when all do."""
-    return next((rule.message for rule in RULES if not rule.holds(spec)), "")
+    """The messages of the rules that do not hold; "" when all do."""
+    return "; ".join(rule.message for rule in RULES if not rule.holds(spec))
 
 
 def _names(algorithms: Iterable[Algorithm]) -> str:
