@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from rlhf_operator.kinds import reward_model_job
 from rlhf_operator.kinds.base import Observed, Settings
+from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
 APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
 DIGEST = "sha256:" + "9" * 64
-
-
-class Case(NamedTuple):
-    name: str
-    example: str
-    changes: dict[str, Any]
-    message: tuple[str, ...]  # fragments, all of them
 
 
 def env(name: str) -> dict[str, Any]:
@@ -111,8 +105,6 @@ CASES = [
     Case("accuracy above 1", RM, {"spec.validation.minAccuracy": 65}, ("minAccuracy", "less than or equal to 1")),
     Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),
     Case("an unknown opponent", PPO, {"spec.evaluation.against": "gpt"}, ("evaluation.against", '"policy"')),
-    Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
-    Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
     Case("an unknown guardrail metric", PPO, {"spec.guardrails.0.metric": "joy"}, ("guardrails[0].metric", '"kl"')),
     # pods
     Case("no nodes", RM, {"spec.trainer.numNodes": 0}, ("spec.trainer.numNodes", "greater than or equal to 1")),
@@ -203,6 +195,8 @@ CASES = [
     Case("acknowledging a rollout", ACKNOWLEDGE, {"spec.subject.kind": "PolicyRollout"}, ("Waive about a job",)),
     Case("acknowledging no attempt", ACKNOWLEDGE, {"spec.attempt": DELETED}, ("spec.attempt", "goes with Acknowledge")),
     Case("a stage to acknowledge", ACKNOWLEDGE, {"spec.stage": 1}, ("spec.stage", "or remove it")),
+    *POLICY_CASES,
+    SELF_TAUGHT,
     Case("an expiry that is no time", APPROVE, {"spec.expiresAt": "soon"}, ("spec.expiresAt", "date-time")),
 ]
 
@@ -222,7 +216,7 @@ def test_it_is_refused_with_field_and_remedy(rest: Rest, case: Case) -> None:
     assert not missing, f"{missing} not in: {refusal}"
 
 
-@pytest.mark.parametrize("file", [RM, PPO, ROLLOUT])
+@pytest.mark.parametrize("file", [RM, *FAMILIES, ROLLOUT])
 def test_the_object_that_is_spoiled_is_sound(rest: Rest, file: str) -> None:
     assert rest.create(example(file)) == ""
 

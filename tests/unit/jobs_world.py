@@ -48,6 +48,33 @@ def policy_spec(**changes: Any) -> dict[str, Any]:
     return spec | changes
 
 
+def _texts(name: str, letter: str) -> dict[str, str]:
+    return {"uri": f"pvc://feedback/{name}.jsonl", "digest": digest(letter)}
+
+
+_ONLINE = {"rewardModel": {"jobRef": {"name": "rm"}}}
+# What a policy_spec needs besides, by algorithm.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "PPO": _ONLINE,
+    "GRPO": {**_ONLINE, "training": {"algorithm": "GRPO", "samplesPerPrompt": 4}},
+    "RLOO": {**_ONLINE, "training": {"algorithm": "RLOO", "samplesPerPrompt": 4}},
+    "ReinforcePlusPlus": {**_ONLINE, "training": {"algorithm": "ReinforcePlusPlus"}},
+    "BestOfN": {**_ONLINE, "training": {"algorithm": "BestOfN", "samplesPerPrompt": 8}},
+    "DPO": {"preferences": _texts("pairs", "1"), "training": {"algorithm": "DPO"}},
+    "KTO": {"preferences": _texts("thumbs", "2"), "training": {"algorithm": "KTO"}},
+    "SFT": {"demonstrations": _texts("demonstrations", "3"), "training": {"algorithm": "SFT"}},
+    "Distillation": {"teacher": {"jobRef": {"name": "teacher"}}, "training": {"algorithm": "Distillation"}},
+}
+
+
+def algorithm_spec(algorithm: str, **changes: Any) -> dict[str, Any]:
+    """The least that this algorithm runs with."""
+    spec = policy_spec(**ALGORITHMS[algorithm])
+    if "rewardModel" not in ALGORITHMS[algorithm]:
+        del spec["rewardModel"]
+    return spec | changes
+
+
 def result(failure_class: str = "Success", exit_code: int = 0, **changes: Any) -> str:
     body: dict[str, Any] = {
         "failureClass": failure_class,
@@ -297,8 +324,10 @@ class World:
         self.primary["metadata"]["generation"] += 1
         self.tick()
 
-    def upstream(self, name: str = "rm", letter: str = "e", validated: bool = True, **status: Any) -> None:
-        self.related[Key("RewardModelJob", "ml", name)] = {
+    def upstream(
+        self, name: str = "rm", letter: str = "e", validated: bool = True, kind: str = "RewardModelJob", **status: Any
+    ) -> None:
+        self.related[Key(kind, "ml", name)] = {
             "metadata": {"name": name, "uid": f"uid-{name}"},
             "status": {
                 "phase": "Succeeded",

@@ -65,6 +65,6 @@ class Evaluation(Spec):
     safety_filter: SafetyFilterSource | None = Field(
         None, description="Judges violations; without one maxViolationRate is not judged and no verdict is given."
     )
-    best_of_n: BestOfNPreflight | None = Field(None, description="Needs an auditRewardModel.")
-    over_optimization: OverOptimization | None = Field(None, description="Needs an auditRewardModel.")
+    best_of_n: BestOfNPreflight | None = Field(None, description="Needs rewardModel and auditRewardModel.")
+    over_optimization: OverOptimization | None = Field(None, description="Needs rewardModel and auditRewardModel.")
     samples: Annotated[int, Field(ge=16, le=100_000)] = Field(400, description="Prompts judged.")

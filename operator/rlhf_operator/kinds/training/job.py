@@ -41,6 +41,7 @@ class JobKind(Generic[S]):
     training: Callable[[S], BaseModel]  # with the identity inputs: what a checkpoint must agree with
     attempt_fields: Callable[[S], Mapping[str, Any]]  # AttemptConfig's fields of this kind, besides the inputs
     identity_inputs: tuple[str, ...]  # inputs that shape the trained weights
+    unjudged: Callable[[S], str] = lambda _spec: ""  # why no run of this spec can get a verdict; "": it can
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,5 @@ def _read_spec(kind: JobKind[S], primary: Object) -> tuple[S | None, str]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in ("spec", *first["loc"]))
-        return None, f"{where}: {first['msg']}; correct the field or create the job anew"
+        told = first["msg"].removeprefix("Value error, ")
+        return None, f"{where}: {told}; correct the field or create the job anew"
