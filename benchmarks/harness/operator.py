@@ -77,9 +77,11 @@ class Bench:
     operator: Operator
 
     async def metric(self, name: str, *labels: str) -> float:
+        """Asked for alone: a whole scrape, with the facts of every job, would be most of what is measured."""
         total = 0.0
+        url = f"http://127.0.0.1:{self.operator.port}/metrics"
         try:
-            async with self.http.get(f"http://127.0.0.1:{self.operator.port}/metrics") as answer:
+            async with self.http.get(url, params={"name[]": f"rlhf_operator_{name}"}) as answer:
                 text = await answer.text()
         except aiohttp.ClientError:
             return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -99,10 +100,16 @@ class Job(Generic[S]):
 
     def children(self, kind: str) -> tuple[Object, ...]:
         """Ours by uid: pods by label (the Job controls them), the rest by their controller reference."""
-        found = (child for child in self.observed.children.get(kind, ()) if isinstance(child, Mapping))
-        if kind == POD.kind:
-            return tuple(pod for pod in found if self.uid and label_of(pod, OWNER_UID) == self.uid)
-        return tuple(child for child in found if self.uid and controller_uid(child) == self.uid)
+        return self._ours.get(kind, ())
+
+    @cached_property
+    def _ours(self) -> Mapping[str, tuple[Object, ...]]:
+        if not self.uid:
+            return {}
+        return {
+            kind: tuple(child for child in found if isinstance(child, Mapping) and _owner(kind, child) == self.uid)
+            for kind, found in self.observed.children.items()
+        }
 
     def child(self, kind: str, name: str) -> Object | None:
         return next((child for child in self.children(kind) if text(child, "metadata", "name") == name), None)
@@ -135,6 +142,10 @@ class Job(Generic[S]):
     @property
     def current(self) -> Attempt | None:
         return self.status.attempts[-1] if self.status.attempts else None
+
+
+def _owner(kind: str, child: Object) -> str:
+    return label_of(child, OWNER_UID) if kind == POD.kind else controller_uid(child)
 
 
 def attempt_of(child: Object) -> int:

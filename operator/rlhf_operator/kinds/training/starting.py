@@ -11,7 +11,7 @@ from rlhf_operator.kinds.training.attempts import backoff
 from rlhf_operator.kinds.training.closing import running
 from rlhf_operator.kinds.training.decisions import acknowledgement
 from rlhf_operator.kinds.training.draft import Draft, Why
-from rlhf_operator.kinds.training.job import Job, attempt_of
+from rlhf_operator.kinds.training.job import attempt_of
 from rlhf_operator.kinds.training.objects import moment, text
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_operator.kinds.training.storage import BadUri, Volume
@@ -39,7 +39,7 @@ def _trainer_name(draft: Draft, job: Any) -> str:
 
 def go_on(draft: Draft) -> None:
     """Ends the job, holds it, lets it wait, or starts the next attempt; restores lost children of the open one."""
-    refusal = refused(draft.job)
+    refusal = refused(draft)
     resolution = resolve(draft.job) if refusal is None else Resolution()
     draft.refused = refusal or resolution.refused or _drifted(draft)
     if draft.open is not None:
@@ -146,6 +146,9 @@ def _start(draft: Draft, resolution: Resolution) -> None:
 
 def _make_children(draft: Draft, attempt: Attempt, resolution: Resolution) -> None:
     """What of the attempt's children is missing; the Job only if it has never been there."""
+    name = draft.job.attempt_name(attempt.number)
+    if all(draft.job.child(resource.kind, name) is not None for resource in (CONFIG_MAP, SERVICE, JOB)):
+        return
     for child in children.of_attempt(draft.job, attempt.number, resolution.inputs, draft.size):
         if child["kind"] != JOB.kind or not attempt.job_uid:
             draft.create(child)
@@ -162,16 +165,16 @@ def clean_up(draft: Draft) -> None:
                 draft.delete(resource, child)
 
 
-def refused(job: Job[Any]) -> Why | None:
+def refused(draft: Draft) -> Why | None:
     """What the API server could not check."""
-    spec = job.spec
+    job, spec = draft.job, draft.job.spec
     try:
         Volume.parse(spec.output.uri)
     except BadUri as bad:
         return Reason.INVALID_DATA, f"spec.output.uri: {bad}"
     if name := children.reserved_env(spec.trainer.pod_template):
         return Reason.INVALID_DATA, f"spec.trainer.podTemplate sets {name}, which the operator sets: remove it"
-    size = children.size_of(job)
+    size = draft.size  # reads the output's URI
     field, batch, parts = job.kind.batch(spec)
     if batch % (size.world_size * parts) != 0:
         pieces = f"the world size of {size.world_size}" + (f" times {parts}" if parts > 1 else "")
