@@ -24,7 +24,7 @@ from benchmarks.report import Report
 from rlhf_operator.api.labels import ATTEMPT, OWNER_UID
 from rlhf_operator.engine.reconciler import primary_resource
 from rlhf_operator.kinds import KINDS
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, Resource
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, Resource
 from rlhf_operator.kube.api import Api
 from sandbox.audit import Request
 from tests.property import cluster
@@ -159,6 +159,8 @@ def _at(ordered: Sequence[float], share: float) -> float:
 
 async def measure(report: Report, jobs: int, rate: float, seconds: float) -> None:
     async with bench() as made:
+        for claim in cluster.claims_for(manifest("any")):
+            await made.api.create(PERSISTENT_VOLUME_CLAIM, claim)
         per_second, processor = await materialise(made, jobs)
         report.add("jobs materialised", per_second, "jobs/s", samples=jobs, spread="first to last child Job, audit log")
         report.add("processor time for each", processor * 1000, "ms", samples=jobs)
