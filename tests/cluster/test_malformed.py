@@ -10,9 +10,14 @@ import pytest
 
 from rlhf_operator.kinds import reward_model_job
 from rlhf_operator.kinds.base import Observed, Settings
+<<<<<<< HEAD
 from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
+=======
+from rlhf_operator.kinds.training.claims import claim_key
+>>>>>>> heads/operator
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
+from tests.property import cluster
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
 APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
@@ -245,7 +250,7 @@ def test_what_the_outline_does_not_know_is_refused_when_the_pods_are_created(res
     observed = Observed(
         primary=body,
         children={},
-        related={},
+        related={claim_key(c["metadata"]["namespace"], c["metadata"]["name"]): c for c in cluster.claims_for(body)},
         decisions=(),
         decisions_honoured=False,
         pulled={},

@@ -13,6 +13,7 @@ from rlhf_operator.api.labels import ATTEMPT, COMPONENT, OWNER_UID
 from rlhf_operator.kinds.base import Event, Key, Observed, Plan, Prices, Pulled, Settings
 from rlhf_operator.kinds.policy_optimization_job.plan import plan as plan_policy
 from rlhf_operator.kinds.reward_model_job.plan import plan as plan_reward
+from tests.property import cluster
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
@@ -144,13 +145,18 @@ class World:
         return Observed(
             primary=copy.deepcopy(self.primary),
             children={kind: tuple(copy.deepcopy(list(objects.values()))) for kind, objects in self.children.items()},
-            related=self.related,
+            related={**self._claims(), **self.related},
             decisions=tuple(self.decisions),
             decisions_honoured=True,
             pulled=pulled,
             now=self.now,
             settings=self.settings,
         )
+
+    def _claims(self) -> dict[Key, dict[str, Any]]:
+        """Whatever the job names exists and can be shared, unless `related` says otherwise."""
+        claims = cluster.claims_for(self.primary)
+        return {Key(c["kind"], c["metadata"]["namespace"], c["metadata"]["name"]): c for c in claims}
 
     def once(self) -> Plan:
         """One pass, executed as the engine does; `log` gets what it wrote."""

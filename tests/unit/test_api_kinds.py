@@ -129,7 +129,7 @@ def test_the_operator_may_do_to_children_what_the_engine_does_and_only_read_what
     for child in kind.children:
         assert all(allowed(rules, verb, child) for verb in ("get", "list", "watch", "create", "patch", "delete"))
     written = {child for other in KINDS for child in other.children}
-    for seen in set(kind.observed_only) - written:
+    for seen in {*kind.observed_only, *kind.related} - written:
         assert allowed(rules, "watch", seen)
         assert not any(allowed(rules, verb, seen) for verb in ("create", "update", "patch", "delete"))
 

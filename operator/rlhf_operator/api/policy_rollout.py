@@ -49,7 +49,9 @@ class Serving(ApiSpec):
     canary_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="Pods of a candidate; it is scaled to replicas before it is promoted."
     )
-    resources: ResourceRequirements = ResourceRequirements()
+    resources: ResourceRequirements = Field(
+        ResourceRequirements(), description="Of each policy server, over the request of 200m CPU."
+    )
     pod_template: Annotated[dict[str, Any], PodTemplate()] = Field(
         default_factory=dict,
         description="A partial PodTemplateSpec merged over the generated one; the container is called policy-server.",
@@ -73,6 +75,9 @@ class Routing(ApiSpec):
     provider: Literal["gateway"] = Field("gateway", description="A traffic splitter that the operator runs.")
     replicas: Annotated[int, Field(ge=1, le=10)] = Field(
         1, description="Gateway pods; a conversation that reaches two of them is counted by both."
+    )
+    resources: ResourceRequirements = Field(
+        ResourceRequirements(), description="Of each gateway pod, over the requests of 200m CPU and 128Mi memory."
     )
     conversation_key: Annotated[
         ConversationKeySpec,

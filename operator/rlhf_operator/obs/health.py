@@ -106,7 +106,7 @@ class Server:
         self._measure()
         registry: Collector = self._metrics.registry
         if names := request.query.getall("name[]", []):
-            registry = self._metrics.registry.restricted_registry(names)  # type: ignore[no-untyped-call]
+            registry = self._metrics.registry.restricted_registry(names)
         body = generate_latest(registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -22,7 +22,7 @@ _TOLD: dict[tuple[JobCondition, str], str] = {
     (JobCondition.COMPLETE, "True"): "Normal",
     (JobCondition.FAILED, "True"): "Warning",
 }
-_WAITS = ("WaitingForUpstream", "WaitingForQuota", "Unschedulable", "ImagePullFailed")
+_WAITS = ("WaitingForUpstream", "WaitingForClaim", "WaitingForQuota", "Unschedulable", "ImagePullFailed")
 
 
 def events_of(job: Job[Any], draft: Draft) -> tuple[Event, ...]:
