@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import PolicyTraining
+from rlhf_trainer.config import Algorithm, Critic, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
@@ -45,7 +45,8 @@ def prepare(session: Session) -> PolicyInputs:
     session.first_on_main(lambda: _check_files(config))
     check_batch(training.prompts_per_step, world.size, training.ppo.mini_batches, "promptsPerStep")
     if world.is_main:
-        warn_of_memory(Path(policy.path), 1, training.deepspeed.zero_stage, world.size)
+        separate = training.algorithm is Algorithm.PPO and training.ppo.critic is Critic.SEPARATE
+        warn_of_memory(Path(policy.path), 1 + separate, training.deepspeed.zero_stage, world.size)
     encoder = _open_encoder(policy)
     encoded = [Prompt(text, tuple(encoder.prompt(text))) for text in load_prompts(prompts.path)]
     fitting = [prompt for prompt in encoded if len(prompt.ids) <= training.max_prompt_length]
