@@ -74,6 +74,15 @@ _DEFINED = (
     Metric("violationRate", "fraction", "Share of evaluation responses that break a safety rule."),
     Metric("evaluationKl", "nats", "Mean sequence KL from the reference over the evaluation responses."),
     Metric("auditReward", "reward", "Mean score of evaluation responses by the audit reward model."),
+    # Learning from given texts (for DPO and KTO, `kl` is over the better responses of the data)
+    Metric("droppedRows", "rows", "Prompts, pairs and demonstrations longer than the limits of training, dropped."),
+    Metric("rewardMargin", "1", "Mean beta x log-ratio of the better responses minus that of the worse."),
+    Metric("preferenceAccuracy", "fraction", "Share of pairs whose better response has the higher implicit reward."),
+    Metric("chosenReward", "1", "Implicit reward, beta x log(policy / reference), of the better responses."),
+    Metric("rejectedReward", "1", "Implicit reward of the worse responses."),
+    Metric("referencePoint", "nats", "KTO: estimated KL from the reference that gains and losses are measured from."),
+    Metric("divergence", "nats", "Distillation: mean divergence of student from teacher per response token."),
+    Metric("onPolicyShare", "fraction", "Distillation: share of the step's responses that the student wrote."),
 )
 
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _DEFINED}

@@ -124,6 +124,7 @@ def _folders(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
         "policy": config.policy,
         "rewardModel": config.reward_model,
         "auditRewardModel": config.audit_reward_model,
+        "teacher": config.teacher,
     }
     return ((name, located) for name, located in named.items() if located is not None)
 
@@ -133,5 +134,6 @@ def _datasets(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
         "preferences": config.preferences,
         "validation.humanScores": config.human_scores,
         "prompts": config.prompts,
+        "demonstrations": config.demonstrations,
     }
     return ((name, located) for name, located in named.items() if located is not None)

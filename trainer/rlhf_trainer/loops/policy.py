@@ -10,10 +10,10 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from rlhf_trainer.artifact import publish_artifact
-from rlhf_trainer.config import ONLINE, Evaluation
+from rlhf_trainer.config import ONLINE, Algorithm, Evaluation, Opponent
 from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator
 from rlhf_trainer.loops.common import Outcome, Session
@@ -43,6 +43,10 @@ class PolicyTrainer(Protocol):
 # "module:class", imported when chosen: a run pays for its own algorithm's imports alone.
 _TRAINERS = {
     **dict.fromkeys(ONLINE, "rlhf_trainer.loops.online:OnlineTrainer"),
+    Algorithm.DPO: "rlhf_trainer.loops.preference:PreferenceTrainer",
+    Algorithm.KTO: "rlhf_trainer.loops.kto:KTOTrainer",
+    Algorithm.SFT: "rlhf_trainer.loops.supervised:SupervisedTrainer",
+    Algorithm.DISTILLATION: "rlhf_trainer.loops.distillation:DistillationTrainer",
 }
 
 
@@ -52,15 +56,30 @@ def make_trainer(session: Session, inputs: PolicyInputs) -> PolicyTrainer:
     return trainer
 
 
+class Taught(Protocol):
+    """A trainer whose student learns from a teacher."""
+
+    teacher: Any  # frozen, whole on every rank
+
+
+def opponent(trainer: PolicyTrainer, evaluation: Evaluation) -> Any:
+    """Whom the policy is judged against; ``policy_needs`` has refused a teacher where there is none."""
+    if evaluation.against is Opponent.TEACHER:
+        return cast(Taught, trainer).teacher
+    return trainer.reference
+
+
 def run(session: Session) -> Outcome:
     """The whole attempt, from preflight to artifact. Raises the endings of ``exits``."""
     inputs = prepare(session)
     trainer = make_trainer(session, inputs)
     trainer.train(lambda _done: None)
     session.begin_evaluation()
+    evaluation = session.config.evaluation or Evaluation()
     with trainer.sampling_lm() as lm:
-        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm)
-        verdicts, figures = gate.judge(session.config.evaluation or Evaluation())
+        other = opponent(trainer, evaluation)
+        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm, other)
+        verdicts, figures = gate.judge(evaluation)
     session.board.figures(figures)
     session.board.verdicts(verdicts)
     session.begin_saving()
