@@ -65,6 +65,7 @@ def test_merged_weights_say_the_same_without_adapters(model_type: str) -> None:
     torch.testing.assert_close(logits(plain), logits(lm), atol=2e-4, rtol=1e-4)
     before = {name: value.clone() for name, value in lm.state_dict().items()}
     with merged_in_place(lm):
+        assert torch.equal(logits(WithoutAdapters(lm)), logits(base)), "policy and reference are compared in there"
         torch.testing.assert_close(logits(lm), logits(plain), atol=2e-4, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
     assert torch.equal(logits(lm), logits(lm))

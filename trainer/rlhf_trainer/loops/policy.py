@@ -5,7 +5,6 @@ An algorithm is a ``PolicyTrainer``; which one a run uses is looked up in one ta
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,6 +18,8 @@ from rlhf_trainer.generate.base import Generator
 from rlhf_trainer.loops.common import Outcome, Session
 from rlhf_trainer.loops.policy_gate import PolicyGate
 from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
+from rlhf_trainer.models.adapters import merged
+from rlhf_trainer.models.policy import load_policy
 
 
 class PolicyTrainer(Protocol):
@@ -87,10 +88,11 @@ def run(session: Session) -> Outcome:
     digests = lineage(session.config)
 
     def write(folder: Path) -> None:
+        policy: Any = trainer.engine.module
         own = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
         # Through a whole model of the same shape, so that tied weights are written once.
-        finished = copy.deepcopy(trainer.reference).cpu()
-        finished.load_state_dict(own)
+        finished, _ = load_policy(inputs.policy.path)
+        finished.load_state_dict(merged(own, policy.lm))
         finished.save_pretrained(folder)
         inputs.encoder.tokenizer.save_pretrained(folder)
 

@@ -26,6 +26,7 @@ from rlhf_trainer.engine import Engine, EngineOptions
 from rlhf_trainer.evals.reward_model import HeldOut, judge, temperature
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Outcome, Session
+from rlhf_trainer.models.adapters import attach, merged
 from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, save_reward_model, to_batch
 from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, warn_of_memory
 from rlhf_trainer.randomness import Stream, generator
@@ -66,18 +67,20 @@ def run(session: Session) -> Outcome:
     inputs = prepare(session, base, preferences, training)
     session.board.figures({"droppedPairs": float(inputs.dropped)})
     session.pulse()
-    engine = Engine(
-        RewardEnsemble.from_base(Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed),
-        _engine_options(training, world.size),
-        world,
+    ensemble = RewardEnsemble.from_base(
+        Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed
     )
+    if training.lora is not None:
+        for index, member in enumerate(ensemble.members):
+            attach(member.model, training.lora, training.seed, index)
+    engine = Engine(ensemble, _engine_options(training, world.size), world)
     session.pulse()
     _train(session, engine, inputs, training)
     session.begin_evaluation()
     calibration, verdicts, figures = _evaluate(session, engine, inputs, training, validation)
     session.board.verdicts(verdicts)
     session.begin_saving()
-    weights = engine.state_dict()
+    weights = merged(engine.state_dict(), engine.module)
     lineage = _lineage(config, base, preferences)
 
     def write(folder: Path) -> None:
@@ -236,6 +239,7 @@ def _engine_options(training: RewardModelTraining, world_size: int) -> EngineOpt
         rows_per_step=training.global_batch_size,
         micro_rows=next(fitting, 1),
         weight_decay=training.weight_decay,
+        precision=training.precision,
         # The norm is over all members: 1 for each when they are alike.
         max_grad_norm=float(training.ensemble.members) ** 0.5,
     )

@@ -23,6 +23,7 @@ from rlhf_trainer.randomness import Stream, torch_generator
 
 _NAME = "default"
 _DOWN, _UP = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
+_FROZEN = "frozen_weight"  # attribute of a layer that holds merged weights
 _FIRST_DRAW = 1 << 20  # of the initialisation stream: reward members draw their heads from the first numbers
 
 
@@ -67,16 +68,18 @@ def adapters(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` answers as it did before ``attach``, to the bit."""
+    """Within, ``model`` answers as it did before ``attach``, to the bit, also inside ``merged_in_place``."""
     layers = adapters(model)
-    before = [layer._disable_adapters for layer in layers]
+    before = [(layer._disable_adapters, layer.get_base_layer().weight.data) for layer in layers]
     for layer in layers:
         layer._disable_adapters = True  # not enable_adapters(): that also changes which parameters are trained
+        layer.get_base_layer().weight.data = vars(layer).get(_FROZEN, layer.get_base_layer().weight.data)
     try:
         yield
     finally:
-        for layer, was in zip(layers, before, strict=True):
+        for layer, (was, weight) in zip(layers, before, strict=True):
             layer._disable_adapters = was
+            layer.get_base_layer().weight.data = weight
 
 
 class WithoutAdapters:
@@ -139,12 +142,13 @@ def merged_in_place(model: nn.Module) -> Iterator[None]:
     The frozen weights are put back untouched, not computed back, so rounding never creeps into the base.
     """
     layers = adapters(model)
-    frozen = [layer.get_base_layer().weight.data for layer in layers]
     with torch.no_grad(), disabled(model):
         try:
-            for layer, weight in zip(layers, frozen, strict=True):
+            for layer in layers:
+                weight = layer.get_base_layer().weight.data
+                vars(layer)[_FROZEN] = weight
                 layer.get_base_layer().weight.data = weight + layer.get_delta_weight(_NAME).to(weight.dtype)
             yield
         finally:
-            for layer, weight in zip(layers, frozen, strict=True):
-                layer.get_base_layer().weight.data = weight
+            for layer in layers:
+                vars(layer).pop(_FROZEN, None)

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from rlhf_trainer.config import Lora
-from rlhf_trainer.engine import Engine
+from rlhf_trainer.config import Lora, PolicyTraining
+from rlhf_trainer.engine import Engine, compute_dtype
 from rlhf_trainer.models.adapters import WithoutAdapters, attach, merged_in_place
 
 
@@ -47,6 +47,17 @@ class WholeWeights:
             self.reference = WithoutAdapters(self._replica if sharded else lm)
         elif sharded:
             self._replica = copy.deepcopy(plain)
+
+    @classmethod
+    def of_run(cls, lm: Any, training: PolicyTraining, device: torch.device) -> WholeWeights:
+        return cls(
+            lm,
+            training.lora,
+            seed=training.seed,
+            sharded=training.deepspeed.zero_stage == 3,
+            device=device,
+            dtype=compute_dtype(training.precision, device),
+        )
 
     @contextmanager
     def sampling(self, engine: Engine) -> Iterator[Any]:
