@@ -10,11 +10,8 @@ import pytest
 
 from rlhf_operator.kinds import reward_model_job
 from rlhf_operator.kinds.base import Observed, Settings
-<<<<<<< HEAD
-from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
-=======
 from rlhf_operator.kinds.training.claims import claim_key
->>>>>>> heads/operator
+from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
 from tests.property import cluster

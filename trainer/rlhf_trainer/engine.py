@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_trainer.config import Precision
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, Invalid
 from rlhf_trainer.waiting import on_main
@@ -69,6 +70,15 @@ class EngineOptions:
     max_grad_norm: float = 0.0  # 0: no clipping
     adam_betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-8
+    precision: Precision = Precision.AUTO
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Of weights and activations; optimiser state and master weights are float32 in any case."""
+    if precision is Precision.AUTO:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
 
 
 class Engine:
@@ -158,10 +168,10 @@ class Engine:
         return self._gradient_norm
 
     @contextmanager
-    def gathered(self, modify: bool = False) -> Iterator[nn.Module]:
+    def gathered(self, modify: bool = False, trained_only: bool = False) -> Iterator[nn.Module]:
         """The module with whole parameters (ZeRO-3 gathers them once): for generation, saving and, with ``modify``,
-        changes made on rank 0. Every rank must enter it."""
-        parameters = list(self.module.parameters())
+        changes made on rank 0; with ``trained_only`` frozen ones stay sharded. Every rank must enter it."""
+        parameters = [each for each in self.module.parameters() if each.requires_grad or not trained_only]
         if self.options.zero_stage < 3:
             yield self.module
             return
@@ -241,7 +251,7 @@ class Engine:
                 "stage3_prefetch_bucket_size": min(bucket, 50_003_968),
                 "stage3_param_persistence_threshold": 0,
             },
-            "bf16": {"enabled": self.world.device.type == "cuda"},
+            "bf16": {"enabled": compute_dtype(self.options.precision, self.world.device) == torch.bfloat16},
             "steps_per_print": 2**31,  # never; 0 divides by zero
             "checkpoint": {"tag_validation": "Ignore"},
         }

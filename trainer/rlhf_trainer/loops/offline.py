@@ -6,7 +6,6 @@ A step takes ``promptsPerStep`` rows over all ranks and updates once. Rows and l
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from abc import ABC, abstractmethod
@@ -23,8 +22,8 @@ from rlhf_trainer.generate.base import SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
-from rlhf_trainer.loops.rollout import current_weights
 from rlhf_trainer.models.policy import load_policy
+from rlhf_trainer.models.whole import WholeWeights
 
 _TOKENS_PER_PASS = 32_768  # of one rank: bounds the activations of a backward pass
 
@@ -38,9 +37,8 @@ class OfflineTrainer(ABC):
         self.session, self.inputs = session, inputs
         self.world, self.training = session.world, inputs.training
         lm, _ = load_policy(inputs.policy.path)
-        self.reference = copy.deepcopy(lm).requires_grad_(False).to(self.world.device)
-        sharded = self.training.deepspeed.zero_stage == 3
-        self._replica = copy.deepcopy(self.reference) if sharded else None
+        self._whole = WholeWeights.of_run(lm, self.training, self.world.device)
+        self.reference = self._whole.reference
         self.engine = Engine(wrap(lm), self._engine_options(), self.world)
         self.engine.module.eval()  # dropout off: the log-ratio of an unchanged policy must be 0
         generation = self.training.generation
@@ -80,7 +78,7 @@ class OfflineTrainer(ABC):
 
     def sampling_lm(self) -> Any:
         """Context manager: the current policy's language model with whole weights. Collective."""
-        return current_weights(self.engine, self._replica)
+        return self._whole.sampling(self.engine)
 
     def generator(self, lm: Any) -> CachedGenerator:
         return CachedGenerator(lm, pad_id=self.pad_id, eos_id=self.inputs.encoder.eos_id)
@@ -102,6 +100,7 @@ class OfflineTrainer(ABC):
             rows_per_step=rows,
             micro_rows=micro_rows(self.training, rows // self.world.size, self.responses_per_row),
             max_grad_norm=1.0,
+            precision=self.training.precision,
         )
 
 

@@ -5,14 +5,14 @@ An algorithm is a ``PolicyTrainer``; which one a run uses is looked up in one ta
 
 from __future__ import annotations
 
-import copy
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from rlhf_trainer.artifact import publish_artifact
 from rlhf_trainer.config import ONLINE, Algorithm, Evaluation, Opponent
@@ -23,6 +23,8 @@ from rlhf_trainer.loops.common import Outcome, Session
 from rlhf_trainer.loops.oversight import Oversight
 from rlhf_trainer.loops.policy_gate import PolicyGate
 from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
+from rlhf_trainer.models.adapters import plain_state
+from rlhf_trainer.models.policy import load_policy
 
 
 class PolicyTrainer(Protocol):
@@ -82,7 +84,7 @@ def run(session: Session) -> Outcome:
     oversight = _watch(session, inputs, trainer, evaluation)
     trainer.train(lambda _done: None)
     session.begin_evaluation()
-    with _published(session, trainer, oversight) as lm:
+    with _published(session, inputs, trainer, oversight) as lm:
         other = opponent(trainer, evaluation)
         gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm, other)
         verdicts, figures = gate.judge(evaluation)
@@ -95,8 +97,7 @@ def run(session: Session) -> Outcome:
 
     def write(folder: Path) -> None:
         # Through a whole model of the same shape, so that tied weights are written once.
-        finished = copy.deepcopy(trainer.reference).cpu()
-        finished.load_state_dict(weights)
+        finished = _with_weights(inputs, weights)
         finished.save_pretrained(folder)
         inputs.encoder.tokenizer.save_pretrained(folder)
 
@@ -113,7 +114,14 @@ def policy_weights(session: Session, trainer: PolicyTrainer) -> dict[str, Any]:
 def _on_main(session: Session, lm: Any) -> dict[str, Any]:
     if not session.world.is_main:
         return {}
-    return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in lm.state_dict().items()}
+    return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in plain_state(lm).items()}
+
+
+def _with_weights(inputs: PolicyInputs, weights: Mapping[str, Tensor]) -> Any:
+    """A plain model of the base's shape with these weights, on the CPU."""
+    lm, _ = load_policy(inputs.policy.path)
+    lm.load_state_dict(weights)
+    return lm
 
 
 def _watch(session: Session, inputs: PolicyInputs, trainer: PolicyTrainer, evaluation: Evaluation) -> Oversight | None:
@@ -126,12 +134,12 @@ def _watch(session: Session, inputs: PolicyInputs, trainer: PolicyTrainer, evalu
 
 
 @contextmanager
-def _published(session: Session, trainer: PolicyTrainer, oversight: Oversight | None) -> Iterator[Any]:
+def _published(
+    session: Session, inputs: PolicyInputs, trainer: PolicyTrainer, oversight: Oversight | None
+) -> Iterator[Any]:
     """The language model that is judged and published: the best look's where one was better than the last."""
     if oversight is None or oversight.best_step is None:
         with trainer.sampling_lm() as lm:
             yield lm
         return
-    best = copy.deepcopy(trainer.reference)
-    best.load_state_dict(session.world.broadcast(oversight.best_weights))
-    yield best
+    yield _with_weights(inputs, session.world.broadcast(oversight.best_weights)).to(session.world.device)

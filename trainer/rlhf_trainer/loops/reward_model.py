@@ -21,6 +21,7 @@ from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Outcome, Session
 from rlhf_trainer.loops.reward_gate import evaluate, member_batches
 from rlhf_trainer.loops.reward_inputs import Inputs, Pair, given, lineage, prepare
+from rlhf_trainer.models.adapters import attach, merged
 from rlhf_trainer.models.reward import RewardEnsemble, save_reward_model
 from rlhf_trainer.randomness import Stream, generator
 
@@ -38,20 +39,20 @@ def run(session: Session) -> Outcome:
     inputs = prepare(session, base, preferences, training)
     session.board.figures({"droppedPairs": float(inputs.dropped)})
     session.pulse()
-    engine = Engine(
-        RewardEnsemble.from_base(
-            Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed, training.aspects
-        ),
-        _engine_options(training, world.size),
-        world,
+    ensemble = RewardEnsemble.from_base(
+        Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed, training.aspects
     )
+    if training.lora is not None:
+        for index, member in enumerate(ensemble.members):
+            attach(member.model, training.lora, training.seed, index)
+    engine = Engine(ensemble, _engine_options(training, world.size), world)
     session.pulse()
     _train(session, engine, inputs, training)
     session.begin_evaluation()
     calibration, verdicts, figures = evaluate(session, engine, inputs, training, validation)
     session.board.verdicts(verdicts)
     session.begin_saving()
-    weights = engine.state_dict()
+    weights = merged(engine.state_dict(), engine.module)
     digests = lineage(config, base, preferences)
 
     def write(folder: Path) -> None:
@@ -160,6 +161,7 @@ def _engine_options(training: RewardModelTraining, world_size: int) -> EngineOpt
         rows_per_step=training.global_batch_size,
         micro_rows=training.micro_batch_size or next(fitting, 1),
         weight_decay=training.weight_decay,
+        precision=training.precision,
         # The norm is over all members: 1 for each when they are alike.
         max_grad_norm=float(training.ensemble.members) ** 0.5,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_trainer.models.policy import Batch, score_tokens
+from rlhf_trainer.models.policy import Batch, predicting_states, score_tokens
 
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MiB in float32, each for teacher and student
 
@@ -43,8 +43,8 @@ class Student(nn.Module):
         that memory does not grow with tokens x vocabulary.
         """
         with torch.no_grad():
-            wanted = _predicting(teacher, batch)
-        states = _predicting(self.lm, batch)
+            wanted = predicting_states(teacher.base_model, batch)
+        states = predicting_states(self.lm.base_model, batch)
         heads = (teacher.get_output_embeddings(), self.lm.get_output_embeddings())
         size = max(1, _LOGITS_PER_CHUNK // self.lm.config.vocab_size)
 
@@ -61,10 +61,3 @@ class Student(nn.Module):
             for theirs, ours in zip(torch.split(wanted, size), torch.split(states, size), strict=True)
         ]
         return torch.cat([found for found, _ in parts]), torch.cat([entropy for _, entropy in parts])
-
-
-def _predicting(lm: Any, batch: Batch) -> Tensor:
-    """(N, H) hidden states that predict the response tokens."""
-    hidden: Tensor = lm.base_model(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
-    before = (batch.positions() - 1)[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, before)[batch.mask().bool()]
