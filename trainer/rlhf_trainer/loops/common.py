@@ -34,6 +34,9 @@ from rlhf_trainer.guardrails import Guardrails
 from rlhf_trainer.history import History
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
+from rlhf_trainer.tracking.background import Background
+from rlhf_trainer.tracking.factory import close as close_tracker
+from rlhf_trainer.tracking.factory import open_tracker
 from rlhf_trainer.waiting import on_main
 from rlhf_trainer.wire import (
     Artifact,
@@ -41,10 +44,10 @@ from rlhf_trainer.wire import (
     CheckpointRecord,
     GuardrailReport,
     ReportPhase,
+    Result,
     SkippedCheckpoint,
     Verdict,
 )
-
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class Session:
     resumed_from: CheckpointRecord | None = None
     skipped: tuple[SkippedCheckpoint, ...] = ()
     _components: dict[str, Component] = field(default_factory=dict)
+    _tracker: Background | None = None
     _total: int = 0
     _step_began: float = 0.0
 
@@ -138,6 +142,8 @@ class Session:
                     self.done, self.resumed_from.converted_from, self.world.size,
                 )  # fmt: skip
         self.board.resumed(self.done, total_steps, self.resumed_from, self.skipped)
+        if self.world.is_main:
+            self._tracker = open_tracker(self.config, self.folder)
         self._step_began = time.monotonic()
         self.ranks.beat()
         return self.done
@@ -157,6 +163,8 @@ class Session:
         self.board.step(done, figures, judgement.reports)
         if self.world.is_main:
             self._history.append(done, figures)
+        if self._tracker is not None:
+            self._tracker.metrics(done, figures)
         self.ranks.beat()
         pause, halt = judgement.first(GuardrailAction.PAUSE), judgement.first(GuardrailAction.STOP)
         stopping = self.world.any(self.stop.received)
@@ -191,6 +199,10 @@ class Session:
         self.ranks.beat()
         if self.world.any(self.stop.received):
             raise Preempted(f"SIGTERM outside a training step; {self.done} of {self._total} steps are done and saved")
+
+    def close(self, result: Result) -> None:
+        """Tells the tracker how the attempt ended; nothing that goes wrong with it matters any more."""
+        close_tracker(self._tracker, result)
 
     def _save(self) -> None:
         self.last_checkpoint = self._store.save(self.done, self._components)
