@@ -398,7 +398,7 @@ def test_bad_input_ends_with_exit_11_and_one_line(bench: Bench, world: World, na
     assert result.artifact is None
 
 
-def test_the_benches_are_sound(bench: Bench, world: World) -> None:
+def test_the_benches_are_sound(bench: Bench) -> None:
     """Negative control: unspoilt, both attempts pass everything the table trips over."""
     from rlhf_trainer.loops import policy_inputs
     from rlhf_trainer.preflight import check_attempt
