@@ -125,7 +125,7 @@ def test_a_component_the_loop_needs_must_be_there(full: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_refused(full: Path) -> None:
-    with pytest.raises(CheckpointRefused, match="written under config sha256:a+, this run has sha256:b"):
+    with pytest.raises(CheckpointRefused, match=r"written under config sha256:a+, this run has sha256:b"):
         verify(full, "sha256:b")
 
 

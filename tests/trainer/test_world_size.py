@@ -69,6 +69,7 @@ class Story:
 
     def __init__(self, folder: Path, tiny: TinyWorld) -> None:
         self.folder, self.tiny = folder, tiny
+        (folder / "policy").mkdir()
         self.policy = ppo_world.make_policy_world(folder / "policy", tiny)
         self.results: dict[str, dict[str, Any]] = {}
 
@@ -111,7 +112,6 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Story:
     story = Story(tmp_path_factory.mktemp("world-size"), tiny_world)
-    story.folder.joinpath("policy").mkdir()
     whole = {f"{case}-whole": story.config(case, "whole", 2, 1, None) for case in CASES}
     first = {f"{case}-1": story.config(case, "changed", 2, 1, 2) for case in CASES}
     first |= {"forgetful-1": story.config("reward-2", "forgetful", 2, 1, 2)}
@@ -155,13 +155,3 @@ def test_the_conversion_is_said_and_leaves_the_original_alone(story: Story, case
             *found.manifest.files,
         }
     assert not list(output.glob("a*/checkpoints/.*")), "nothing of the conversion is left"
-
-
-def test_batch_arithmetic_is_checked_anew(story: Story) -> None:
-    """In the process of one rank the same batch always divides; a world of three refuses it by name."""
-    from rlhf_trainer.exits import Invalid
-    from rlhf_trainer.preflight import check_batch
-
-    check_batch(40, 1, 1, "globalBatchSize")
-    with pytest.raises(Invalid, match="does not divide over 3 ranks; choose 39 or 42"):
-        check_batch(40, 3, 1, "globalBatchSize")

@@ -35,6 +35,9 @@ from rlhf_trainer.history import History
 from rlhf_trainer.loops.observers import Observer, first
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
+from rlhf_trainer.tracking.background import Background
+from rlhf_trainer.tracking.factory import close as close_tracker
+from rlhf_trainer.tracking.factory import open_tracker
 from rlhf_trainer.waiting import on_main
 from rlhf_trainer.wire import (
     Artifact,
@@ -42,6 +45,7 @@ from rlhf_trainer.wire import (
     CheckpointRecord,
     GuardrailReport,
     ReportPhase,
+    Result,
     SkippedCheckpoint,
     Verdict,
 )
@@ -91,6 +95,7 @@ class Session:
     skipped: tuple[SkippedCheckpoint, ...] = ()
     observers: list[Observer] = field(default_factory=list)  # added before ``begin``
     _components: dict[str, Component] = field(default_factory=dict)
+    _tracker: Background | None = None
     _total: int = 0
     _step_began: float = 0.0
 
@@ -140,6 +145,8 @@ class Session:
                     self.done, self.resumed_from.converted_from, self.world.size,
                 )  # fmt: skip
         self.board.resumed(self.done, total_steps, self.resumed_from, self.skipped)
+        if self.world.is_main:
+            self._tracker = open_tracker(self.config, self.folder)
         self._step_began = time.monotonic()
         self.ranks.beat()
         return self.done
@@ -161,6 +168,8 @@ class Session:
         self.board.step(done, figures, (*judgement.reports, *(report for one in seen for report in one.reports)))
         if self.world.is_main:
             self._history.append(done, figures)
+        if self._tracker is not None:
+            self._tracker.metrics(done, figures)
         self.ranks.beat()
         pause, halt = (
             judgement.first(action) or first(seen, action) for action in (GuardrailAction.PAUSE, GuardrailAction.STOP)
@@ -199,6 +208,10 @@ class Session:
         self.ranks.beat()
         if self.world.any(self.stop.received):
             raise Preempted(f"SIGTERM outside a training step; {self.done} of {self._total} steps are done and saved")
+
+    def close(self, result: Result) -> None:
+        """Tells the tracker how the attempt ended; nothing that goes wrong with it matters any more."""
+        close_tracker(self._tracker, result)
 
     def _save(self) -> None:
         self.last_checkpoint = self._store.save(self.done, self._components)
