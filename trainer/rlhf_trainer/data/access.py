@@ -112,5 +112,6 @@ def _replace(path: str, content: bytes) -> None:
 
 def _refusal(uri: str, verb: str, error: Exception) -> Invalid:
     why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
+    why = why.split(": <?xml")[0]
     check = "the bucket, AWS_ENDPOINT_URL and the AWS_* credentials" if uri.startswith("s3:") else "path and mount"
     return Invalid(f"{uri}: cannot be {verb} ({why[:300]}); check {check}")

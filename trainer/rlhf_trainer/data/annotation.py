@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from rlhf_trainer.data.findings import Finding, finding
@@ -56,12 +57,12 @@ class Annotation:
     safety_b: bool | None = None
     split: str | None = None
 
-    @property
+    @cached_property
     def flipped(self) -> bool:
         """True when the pair's canonical order (by text) is b, a."""
         return normal(self.response_a) > normal(self.response_b)
 
-    @property
+    @cached_property
     def pair_id(self) -> str:
         """Identity of prompt and the unordered pair of responses."""
         return pair_id(self.prompt, self.response_a, self.response_b)

@@ -157,9 +157,11 @@ def agreement_verdict(alpha: Interval | None, thresholds: Thresholds) -> Verdict
     if alpha is None or alpha.n < thresholds.min_pairs:
         n = 0 if alpha is None else alpha.n
         return _too_few(name, n, thresholds.min_pairs, floor, "pairs labelled by two raters", alpha)
-    below = alpha.lower < thresholds.warn_agreement
-    note = f"; below the target of {thresholds.warn_agreement:g}" if below and alpha.lower >= floor else ""
-    return _at_least(name, alpha, floor, f"Krippendorff's alpha{note}")
+    verdict = _at_least(name, alpha, floor, "Krippendorff's alpha")
+    if verdict.state is VerdictState.PASS and alpha.lower < thresholds.warn_agreement:
+        note = f"{verdict.message}; the target of {thresholds.warn_agreement:g} is not reached"
+        return verdict.model_copy(update={"message": note})
+    return verdict
 
 
 def gold_verdict(gold: Interval | None, thresholds: Thresholds) -> Verdict:

@@ -201,8 +201,13 @@ def rater_rules(annotations: Sequence[Annotation], policy: Policy) -> list[Findi
             found.append(finding("PREF051", message, field="duration_s"))
         gold = report.gold
         if gold is not None and gold.n >= _MIN_GOLD and gold.estimate < policy.min_gold_accuracy:
-            message = f"{who}: gold accuracy {gold.estimate:.2f} < {policy.min_gold_accuracy:g} on {gold.n} items"
-            found.append(finding("PREF052", message, field="rater_id"))
+            # A few unlucky items are a warning; an error asks that chance be ruled out.
+            sure = gold.upper < policy.min_gold_accuracy
+            bound = f", at most {gold.upper:.2f}" if sure else f", perhaps {gold.upper:.2f}"
+            message = (
+                f"{who}: gold accuracy {gold.estimate:.2f} < {policy.min_gold_accuracy:g} on {gold.n} items{bound}"
+            )
+            found.append(finding("PREF052", message, field="rater_id", error=sure))
     return found
 
 

@@ -21,6 +21,7 @@ from rlhf_trainer.data.rows import Row, RowProblem
 
 # The last of these in a text is where the answer starts.
 MARKERS = ("\n\nAssistant:", "<|im_start|>assistant\n", "<|assistant|>\n", "### Response:\n", "\nassistant:")
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "</s>")
 _UNKNOWN = "rater, time and order: agreement and position bias cannot be judged"
 
 
@@ -60,10 +61,19 @@ def cut_at_marker(chosen: str, rejected: str) -> tuple[str, str, str, str]:
         raise RowProblem(
             "fields 'chosen' and 'rejected' differ before the assistant's last turn; both must answer the same dialogue"
         )
+    a, b = _without_end(a), _without_end(b)
     for side, answer in (("chosen", a), ("rejected", b)):
-        if not answer.strip():
+        if not answer:
             raise RowProblem(f"field '{side}' ends without an answer; drop the row")
-    return marker, prompt, a.strip(), b.strip()
+    return marker, prompt, a, b
+
+
+def _without_end(answer: str) -> str:
+    """The answer alone: its end is a token that the trainer's own recipe adds."""
+    answer = answer.strip()
+    for end in _ENDS:
+        answer = answer.removesuffix(end).rstrip()
+    return answer
 
 
 def _chosen(name: str, row: Row, pair: Row) -> Converted:
