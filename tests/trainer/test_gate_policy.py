@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
@@ -16,7 +16,7 @@ from tests.trainer.attempts import run_here
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
 from tests.trainer.training_world import TinyWorld
 
-STEPS = 6
+STEPS, MANY = 6, 24
 WATCH = OverOptimization(every_steps=2, samples=32, patience=2, max_gap=50.0)
 
 
@@ -28,7 +28,9 @@ def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
 def config(
     world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: object
 ) -> AttemptConfig:
-    training = training_of(steps=STEPS, deepspeed={"zero_stage": 0}, learning_rate=0.03)
+    steps = changes.pop("steps", STEPS)
+    kl = {"coefficient": 0.0, "controller": "fixed"}
+    training = training_of(steps=steps, prompts_per_step=16, deepspeed={"zero_stage": 0}, learning_rate=0.03, kl=kl)
     every = Checkpoints(every_steps=2, keep_last=10)
     return world.config(output, training=training, evaluation=evaluation, attempt=attempt, checkpoints=every, **changes)
 
@@ -40,20 +42,32 @@ def watched(**changes: object) -> Evaluation:
 
 
 @pytest.fixture(scope="module")
-def whole(policy_world: PolicyWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def turned(policy_world: PolicyWorld, tmp_path_factory: pytest.TempPathFactory) -> Located:
+    """An audit that is the reward itself with its sign turned: whatever the policy gains, the audit loses."""
+    folder = tmp_path_factory.mktemp("audit") / "turned"
+    shutil.copytree(policy_world.reward_model, folder)
+    for path in folder.glob("members/*/model.safetensors"):
+        weights = load_file(path)
+        save_file(weights | {"score.weight": -weights["score.weight"]}, path, metadata={"format": "pt"})
+    return Located(path=str(folder))
+
+
+@pytest.fixture(scope="module")
+def whole(policy_world: PolicyWorld, turned: Located, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     output = tmp_path_factory.mktemp("watched")
-    return output, run_here(config(policy_world, output, watched()))
+    return output, run_here(config(policy_world, output, watched(), audit_reward_model=turned))
 
 
-def looks(output: Path) -> dict[int, dict[str, float]]:
-    rows = [json.loads(line) for line in (output / "a1" / "history.jsonl").read_text().splitlines()]
-    return {row["step"]: row for row in rows if "auditShift" in json.dumps(row)}
+def looks(output: Path) -> list[int]:
+    """Steps after which there was a look, from the attempt's history."""
+    rows = [json.loads(line) for line in (output / "a1" / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "auditShift" in row]
 
 
 def test_looks_come_when_due_and_are_reported(whole: tuple[Path, Result]) -> None:
     output, result = whole
     assert result.failure_class is FailureClass.SUCCESS, result.message
-    assert sorted(looks(output)) == [2, 4, 6]
+    assert looks(output) == [2, 4, 6]
     assert {"proxyShift", "auditShift", "auditGap"} <= set(result.metrics)
     (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
     assert (verdict.state, verdict.n, verdict.threshold) == (VerdictState.PASS, 32, 50.0)
@@ -74,9 +88,9 @@ def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
 
 
 def test_without_selection_the_last_weights_are_published(
-    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    result = run_here(config(policy_world, tmp_path, watched(select_best=False)))
+    result = run_here(config(policy_world, tmp_path, watched(select_best=False), audit_reward_model=turned))
     assert result.artifact is not None
     assert whole[1].artifact is not None
     assert result.artifact.digest != whole[1].artifact.digest
@@ -85,13 +99,13 @@ def test_without_selection_the_last_weights_are_published(
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_resumed_run_publishes_the_same(
-    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path, step: int
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path, step: int
 ) -> None:
     """Killed after any checkpoint: the looks before it, the base's scores and the best weights come from it."""
     output, result = whole
     name = f"a1/checkpoints/step-{step:08d}"
     shutil.copytree(output / name, tmp_path / name)
-    resumed = run_here(config(policy_world, tmp_path, watched(), attempt=2))
+    resumed = run_here(config(policy_world, tmp_path, watched(), attempt=2, audit_reward_model=turned))
     assert resumed.resumed_from is not None
     assert resumed.resumed_from.step == step
     assert resumed.artifact is not None
@@ -109,28 +123,31 @@ def test_a_resumed_run_publishes_the_same(
     ],
 )
 def test_a_gap_ends_the_run_as_configured(
-    policy_world: PolicyWorld, tmp_path: Path, action: GuardrailAction, failure: FailureClass, code: ExitCode
+    policy_world: PolicyWorld,
+    turned: Located,
+    tmp_path: Path,
+    action: GuardrailAction,
+    failure: FailureClass,
+    code: ExitCode,
 ) -> None:
-    """The audit is the reward itself with its sign turned: whatever the policy gains, the audit loses."""
-    turned = tmp_path / "turned"
-    shutil.copytree(policy_world.reward_model, turned)
-    from safetensors.torch import save_file
-
-    for path in turned.glob("members/*/model.safetensors"):
-        weights = load_file(path)
-        save_file(weights | {"score.weight": -weights["score.weight"]}, path, metadata={"format": "pt"})
-    evaluation = watched(max_gap=0.2, action=action)
-    audit = Located(path=str(turned))
-    result = run_here(config(policy_world, tmp_path / "out", evaluation, audit_reward_model=audit))
+    evaluation = watched(max_gap=0.3, action=action, samples=64)
+    result = run_here(config(policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned))
     assert result.failure_class is failure, result.message
     assert result.exit_code == code
-    assert "overOptimization" in result.message or "standard deviations" in result.message
+    assert "maxGap is 0.3" in result.message or "the audit fell by" in result.message
     assert result.checkpoint is not None
-    assert result.checkpoint.step == result.step < STEPS
-    # Only told about it, the run goes on, and its verdict says no.
-    told = run_here(config(policy_world, tmp_path / "told", watched(max_gap=0.2), audit_reward_model=audit))
-    assert told.step == STEPS
-    assert told.failure_class in {FailureClass.GATE_FAILED, FailureClass.SUCCESS}
+    assert result.checkpoint.step == result.step < MANY
+
+
+def test_an_alert_lets_the_run_go_on_and_the_verdict_speaks(
+    policy_world: PolicyWorld, turned: Located, tmp_path: Path
+) -> None:
+    evaluation = watched(max_gap=0.3, samples=64, select_best=False)
+    result = run_here(config(policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned))
+    assert result.step == MANY
+    assert (result.failure_class, result.reason) == (FailureClass.GATE_FAILED, "EvaluationGateFailed")
+    (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
+    assert verdict.state is VerdictState.FAIL
 
 
 def test_a_reward_the_audit_disagrees_with_is_refused_before_training(
