@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
-from tests.trainer.attempts import run_here
+from tests.trainer.attempts import run_here, run_on
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
 from tests.trainer.training_world import TinyWorld
 
@@ -25,17 +26,15 @@ def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
     return make_policy_world(tmp_path_factory.mktemp("policy-world"), tiny_world)
 
 
-def config(
-    world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: object
-) -> AttemptConfig:
-    steps = changes.pop("steps", STEPS)
+def config(world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: Any) -> AttemptConfig:
+    steps, sharding = changes.pop("steps", STEPS), changes.pop("deepspeed", {"zero_stage": 0})
     kl = {"coefficient": 0.0, "controller": "fixed"}
-    training = training_of(steps=steps, prompts_per_step=16, deepspeed={"zero_stage": 0}, learning_rate=0.03, kl=kl)
+    training = training_of(steps=steps, prompts_per_step=16, deepspeed=sharding, learning_rate=0.03, kl=kl)
     every = Checkpoints(every_steps=2, keep_last=10)
     return world.config(output, training=training, evaluation=evaluation, attempt=attempt, checkpoints=every, **changes)
 
 
-def watched(**changes: object) -> Evaluation:
+def watched(**changes: Any) -> Evaluation:
     return Evaluation(
         min_win_rate=0.0, samples=16, over_optimization=OverOptimization(**{**WATCH.model_dump(), **changes})
     )
@@ -85,6 +84,26 @@ def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
     for name, tensor in published.items():
         torch.testing.assert_close(tensor, saved[f"lm.{name}"].float(), atol=0, rtol=0)
     assert best < STEPS, "this seed's audit likes an earlier look best, so that the test can tell"
+
+
+def test_two_ranks_with_sharded_weights_see_the_same(
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """ZeRO-3 on two ranks: the looks are shared out, the best weights gathered, the judged model sent round."""
+    shared = config(
+        policy_world, tmp_path / "out", watched(), world_size=2, deepspeed={"zero_stage": 3}, audit_reward_model=turned
+    )
+    result = run_on(2, tmp_path / "ranks", shared)
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    alone = {verdict.metric: verdict for verdict in whole[1].verdicts}
+    for verdict in result.verdicts:
+        assert verdict.n == alone[verdict.metric].n
+        assert verdict.estimate == pytest.approx(alone[verdict.metric].estimate, abs=0.02)
+    assert result.artifact is not None
+    assert whole[1].artifact is not None
+    ours, theirs = (load_file(Path(at.path) / "model.safetensors") for at in (result.artifact, whole[1].artifact))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(tensor, ours[name], atol=1e-3, rtol=0, msg=name)
 
 
 def test_without_selection_the_last_weights_are_published(
@@ -180,7 +199,7 @@ def test_a_preflight_that_passes_lets_training_begin(policy_world: PolicyWorld, 
 
 
 @pytest.mark.parametrize("asked", [{"best_of_n": BestOfNPreflight()}, {"over_optimization": WATCH}])
-def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dict[str, object]) -> None:
+def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dict[str, Any]) -> None:
     result = run_here(config(policy_world, tmp_path, Evaluation(samples=16, **asked), audit_reward_model=None))
     assert result.failure_class is FailureClass.INVALID
     assert "needs spec.auditRewardModel" in result.message
