@@ -56,10 +56,10 @@ GATE, PREFLIGHT = "reward model", "best of 16"
 class Sizes:
     """``bases``: seeds share this many base models in turn; everything else of a seed is its own."""
 
-    pairs: int = 2500  # careful ones
+    pairs: int = 4000  # careful ones
     other_pairs: int = 1500  # careless and audit
     small: int = 150
-    scores: int = 400
+    scores: int = 800
     prompts: int = 1000
     bases: int = 5
     base_steps: tuple[int, int] = (300, 150)
