@@ -56,10 +56,10 @@ GATE, PREFLIGHT = "reward model", "best of 16"
 class Sizes:
     """``bases``: seeds share this many base models in turn; everything else of a seed is its own."""
 
-    pairs: int = 2500  # careful ones
+    pairs: int = 4000  # careful ones
     other_pairs: int = 1500  # careless and audit
     small: int = 150
-    scores: int = 400
+    scores: int = 800
     prompts: int = 1000
     bases: int = 5
     base_steps: tuple[int, int] = (300, 150)
@@ -102,17 +102,19 @@ def main() -> int:
     return 0 if all(holds(models) for models in seeds.values()) else 1
 
 
-def play(cache: Path, seed: int, sizes: Sizes) -> list[Judged]:
-    """All reward models of one seed, from the cache where they are there. Times are in seconds of this process."""
+def play(cache: Path, seed: int, sizes: Sizes, names: tuple[str, ...] = LABELS) -> list[Judged]:
+    """All models of one seed before their gates, from the cache where they are there; without audit labels there is
+    no preflight. Times are in CPU seconds of this process."""
     folder = cache / digest_of(asdict(sizes))[7:19] / f"seed-{seed:02d}"
     done = folder / "judged.json"
     if done.is_file():
-        return [Judged(**row) for row in json.loads(done.read_text())]
+        return [Judged(**{**row, "verdicts": tuple(row["verdicts"])}) for row in json.loads(done.read_text())]
     folder.mkdir(parents=True, exist_ok=True)
     base = base_model(folder.parent, seed % sizes.bases, sizes)
-    write_feedback(folder, base, seed, sizes)
-    judged = [train(folder, base, labels, seed, sizes) for labels in LABELS]
-    judged += [preflight(folder, base, labels, seed) for labels in ("careful", *REFUSED)]
+    write_feedback(folder, base, seed, sizes, names)
+    judged = [train(folder, base, labels, seed, sizes) for labels in names]
+    if "audit" in names:
+        judged += [preflight(folder, base, labels, seed) for labels in ("careful", *REFUSED)]
     done.write_text(json.dumps([asdict(one) for one in judged], indent=1))
     return judged
 
@@ -137,13 +139,15 @@ def base_model(folder: Path, seed: int, sizes: Sizes) -> Path:
     return base
 
 
-def write_feedback(folder: Path, base: Path, seed: int, sizes: Sizes) -> None:
+def write_feedback(folder: Path, base: Path, seed: int, sizes: Sizes, names: tuple[str, ...]) -> None:
     """As ``desk.world``: careful, careless and audit labels share neither raters nor samples."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     policy = (AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval())
     panels = {name: careful_panel(name) for name in ("careful", "audit")} | {"careless": careless_panel("careless")}
     for name, panel in panels.items():
+        if name not in names:
+            continue
         rng, draw = random.Random(f"{seed}/{name}"), random.Random(f"{seed}/{name}/samples").getrandbits(31)
         rows = datasets.preference_rows(rng, policy, panel, pairs=_pairs(name, sizes), name=name, sample_seed=draw)
         datasets.write_rows(folder / f"{name}.jsonl", rows)

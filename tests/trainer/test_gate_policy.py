@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
-from tests.trainer.attempts import run_here
+from tests.trainer.attempts import run_here, run_on
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
 from tests.trainer.training_world import TinyWorld
 
-STEPS = 6
+STEPS, MANY = 6, 24
 WATCH = OverOptimization(every_steps=2, samples=32, patience=2, max_gap=50.0)
 
 
@@ -25,35 +26,47 @@ def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
     return make_policy_world(tmp_path_factory.mktemp("policy-world"), tiny_world)
 
 
-def config(
-    world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: object
-) -> AttemptConfig:
-    training = training_of(steps=STEPS, deepspeed={"zero_stage": 0}, learning_rate=0.03)
+def config(world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: Any) -> AttemptConfig:
+    steps, sharding = changes.pop("steps", STEPS), changes.pop("deepspeed", {"zero_stage": 0})
+    kl = {"coefficient": 0.0, "controller": "fixed"}
+    training = training_of(steps=steps, prompts_per_step=16, deepspeed=sharding, learning_rate=0.03, kl=kl)
     every = Checkpoints(every_steps=2, keep_last=10)
     return world.config(output, training=training, evaluation=evaluation, attempt=attempt, checkpoints=every, **changes)
 
 
-def watched(**changes: object) -> Evaluation:
+def watched(**changes: Any) -> Evaluation:
     return Evaluation(
         min_win_rate=0.0, samples=16, over_optimization=OverOptimization(**{**WATCH.model_dump(), **changes})
     )
 
 
 @pytest.fixture(scope="module")
-def whole(policy_world: PolicyWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def turned(policy_world: PolicyWorld, tmp_path_factory: pytest.TempPathFactory) -> Located:
+    """An audit that is the reward itself with its sign turned: whatever the policy gains, the audit loses."""
+    folder = tmp_path_factory.mktemp("audit") / "turned"
+    shutil.copytree(policy_world.reward_model, folder)
+    for path in folder.glob("members/*/model.safetensors"):
+        weights = load_file(path)
+        save_file(weights | {"score.weight": -weights["score.weight"]}, path, metadata={"format": "pt"})
+    return Located(path=str(folder))
+
+
+@pytest.fixture(scope="module")
+def whole(policy_world: PolicyWorld, turned: Located, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     output = tmp_path_factory.mktemp("watched")
-    return output, run_here(config(policy_world, output, watched()))
+    return output, run_here(config(policy_world, output, watched(), audit_reward_model=turned))
 
 
-def looks(output: Path) -> dict[int, dict[str, float]]:
-    rows = [json.loads(line) for line in (output / "a1" / "history.jsonl").read_text().splitlines()]
-    return {row["step"]: row for row in rows if "auditShift" in json.dumps(row)}
+def looks(output: Path) -> list[int]:
+    """Steps after which there was a look, from the attempt's history."""
+    rows = [json.loads(line) for line in (output / "a1" / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "auditShift" in row]
 
 
 def test_looks_come_when_due_and_are_reported(whole: tuple[Path, Result]) -> None:
     output, result = whole
     assert result.failure_class is FailureClass.SUCCESS, result.message
-    assert sorted(looks(output)) == [2, 4, 6]
+    assert looks(output) == [2, 4, 6]
     assert {"proxyShift", "auditShift", "auditGap"} <= set(result.metrics)
     (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
     assert (verdict.state, verdict.n, verdict.threshold) == (VerdictState.PASS, 32, 50.0)
@@ -73,10 +86,30 @@ def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
     assert best < STEPS, "this seed's audit likes an earlier look best, so that the test can tell"
 
 
-def test_without_selection_the_last_weights_are_published(
-    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path
+def test_two_ranks_with_sharded_weights_see_the_same(
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    result = run_here(config(policy_world, tmp_path, watched(select_best=False)))
+    """ZeRO-3 on two ranks: the looks are shared out, the best weights gathered, the judged model sent round."""
+    shared = config(
+        policy_world, tmp_path / "out", watched(), world_size=2, deepspeed={"zero_stage": 3}, audit_reward_model=turned
+    )
+    result = run_on(2, tmp_path / "ranks", shared)
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    alone = {verdict.metric: verdict for verdict in whole[1].verdicts}
+    for verdict in result.verdicts:
+        assert verdict.n == alone[verdict.metric].n
+        assert verdict.estimate == pytest.approx(alone[verdict.metric].estimate, abs=0.02)
+    assert result.artifact is not None
+    assert whole[1].artifact is not None
+    ours, theirs = (load_file(Path(at.path) / "model.safetensors") for at in (result.artifact, whole[1].artifact))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(tensor, ours[name], atol=1e-3, rtol=0, msg=name)
+
+
+def test_without_selection_the_last_weights_are_published(
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path
+) -> None:
+    result = run_here(config(policy_world, tmp_path, watched(select_best=False), audit_reward_model=turned))
     assert result.artifact is not None
     assert whole[1].artifact is not None
     assert result.artifact.digest != whole[1].artifact.digest
@@ -85,13 +118,13 @@ def test_without_selection_the_last_weights_are_published(
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_resumed_run_publishes_the_same(
-    policy_world: PolicyWorld, whole: tuple[Path, Result], tmp_path: Path, step: int
+    policy_world: PolicyWorld, turned: Located, whole: tuple[Path, Result], tmp_path: Path, step: int
 ) -> None:
     """Killed after any checkpoint: the looks before it, the base's scores and the best weights come from it."""
     output, result = whole
     name = f"a1/checkpoints/step-{step:08d}"
     shutil.copytree(output / name, tmp_path / name)
-    resumed = run_here(config(policy_world, tmp_path, watched(), attempt=2))
+    resumed = run_here(config(policy_world, tmp_path, watched(), attempt=2, audit_reward_model=turned))
     assert resumed.resumed_from is not None
     assert resumed.resumed_from.step == step
     assert resumed.artifact is not None
@@ -109,28 +142,31 @@ def test_a_resumed_run_publishes_the_same(
     ],
 )
 def test_a_gap_ends_the_run_as_configured(
-    policy_world: PolicyWorld, tmp_path: Path, action: GuardrailAction, failure: FailureClass, code: ExitCode
+    policy_world: PolicyWorld,
+    turned: Located,
+    tmp_path: Path,
+    action: GuardrailAction,
+    failure: FailureClass,
+    code: ExitCode,
 ) -> None:
-    """The audit is the reward itself with its sign turned: whatever the policy gains, the audit loses."""
-    turned = tmp_path / "turned"
-    shutil.copytree(policy_world.reward_model, turned)
-    from safetensors.torch import save_file
-
-    for path in turned.glob("members/*/model.safetensors"):
-        weights = load_file(path)
-        save_file(weights | {"score.weight": -weights["score.weight"]}, path, metadata={"format": "pt"})
-    evaluation = watched(max_gap=0.2, action=action)
-    audit = Located(path=str(turned))
-    result = run_here(config(policy_world, tmp_path / "out", evaluation, audit_reward_model=audit))
+    evaluation = watched(max_gap=0.3, action=action, samples=64)
+    result = run_here(config(policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned))
     assert result.failure_class is failure, result.message
     assert result.exit_code == code
-    assert "overOptimization" in result.message or "standard deviations" in result.message
+    assert "maxGap is 0.3" in result.message or "the audit fell by" in result.message
     assert result.checkpoint is not None
-    assert result.checkpoint.step == result.step < STEPS
-    # Only told about it, the run goes on, and its verdict says no.
-    told = run_here(config(policy_world, tmp_path / "told", watched(max_gap=0.2), audit_reward_model=audit))
-    assert told.step == STEPS
-    assert told.failure_class in {FailureClass.GATE_FAILED, FailureClass.SUCCESS}
+    assert result.checkpoint.step == result.step < MANY
+
+
+def test_an_alert_lets_the_run_go_on_and_the_verdict_speaks(
+    policy_world: PolicyWorld, turned: Located, tmp_path: Path
+) -> None:
+    evaluation = watched(max_gap=0.3, samples=64, select_best=False)
+    result = run_here(config(policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned))
+    assert result.step == MANY
+    assert (result.failure_class, result.reason) == (FailureClass.GATE_FAILED, "EvaluationGateFailed")
+    (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
+    assert verdict.state is VerdictState.FAIL
 
 
 def test_a_reward_the_audit_disagrees_with_is_refused_before_training(
@@ -163,7 +199,7 @@ def test_a_preflight_that_passes_lets_training_begin(policy_world: PolicyWorld, 
 
 
 @pytest.mark.parametrize("asked", [{"best_of_n": BestOfNPreflight()}, {"over_optimization": WATCH}])
-def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dict[str, object]) -> None:
+def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dict[str, Any]) -> None:
     result = run_here(config(policy_world, tmp_path, Evaluation(samples=16, **asked), audit_reward_model=None))
     assert result.failure_class is FailureClass.INVALID
     assert "needs spec.auditRewardModel" in result.message

@@ -16,6 +16,7 @@ from rlhf_trainer.config import HumanScores, RewardModelValidation
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.recipe import Recipe
 from rlhf_trainer.desk.model import build_tokenizer
+from rlhf_trainer.desk.vocabulary import VALENCE
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.models.reward import check_recipe, load_reward_model, normaliser
 from rlhf_trainer.wire import FailureClass, Located, Result, VerdictState
@@ -50,7 +51,7 @@ def attempts(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) ->
         min_probe_pass_rate=0.0,
         human_scores=scores,
     )
-    plain = {"epochs": 4, "deepspeed": {"zero_stage": 0}}
+    plain = {"epochs": 2, "learning_rate": 0.02, "ensemble": {"members": 1}, "deepspeed": {"zero_stage": 0}}
     runs = {
         "aspects": training_of(**plain, aspects=list(ASPECTS), margin=0.5),
         "micro": training_of(**plain, aspects=list(ASPECTS), margin=0.5, micro_batch_size=4),
@@ -91,11 +92,9 @@ def test_each_aspect_gets_a_head_that_follows_its_labels(attempts: dict[str, Res
     # The second aspect is the first upside down, so its head must point the other way on unseen text.
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
+    best, worst = max(VALENCE, key=VALENCE.__getitem__), min(VALENCE, key=VALENCE.__getitem__)
     with torch.no_grad():
-        scores = [
-            model(torch.tensor([encoder.pair("hello refund", text)])).logits[0] for text in ("mirthful", "horrid")
-        ]
-    good, bad = scores if true_reward("mirthful") > 0 else scores[::-1]
+        good, bad = (model(torch.tensor([encoder.pair("hello refund", text)])).logits[0] for text in (best, worst))
     assert float(good[1] - bad[1]) > 0 > float(good[2] - bad[2])
 
 

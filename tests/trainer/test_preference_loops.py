@@ -126,6 +126,7 @@ def test_what_there_is_no_judge_for_gets_no_verdict(attempts: dict[str, Any]) ->
 
 def test_a_student_is_judged_against_its_teacher(attempts: dict[str, Any]) -> None:
     (win_rate,) = attempts["Distillation-zero2"]["verdicts"]
+    assert win_rate["metric"] == "nonInferiority"
     assert "against its teacher, judged by the audit reward model" in win_rate["message"]
     assert {"teacher", "prompts", "policy"} < set(attempts["Distillation-zero2"]["lineage"])
 

@@ -63,7 +63,7 @@ def score_rows(session: Session, engine: Engine, rows: Sequence[Sequence[int]], 
     """Raw scores [K, N, H] of all rows on every rank, in float32 on the CPU; the rows are shared out over the ranks."""
     world, module = session.world, engine.module
     assert isinstance(module, RewardEnsemble)
-    members = len(module.members)
+    members, heads = len(module.members), module.heads
     size = max(1, min(256, -(-len(rows) // world.size)))
     module.eval()
     parts: list[Tensor] = []
@@ -75,7 +75,7 @@ def score_rows(session: Session, engine: Engine, rows: Sequence[Sequence[int]], 
             scores = engine(*member_batches([batch] * members, pad_id, world.device)).float().cpu()
         parts.extend(world.gather(scores[:, : len(mine)]))
         session.pulse()
-    return torch.cat(parts, dim=1) if parts else torch.zeros(members, 0, 1)
+    return torch.cat(parts, dim=1) if parts else torch.zeros(members, 0, heads)
 
 
 def member_batches(rows: Sequence[Sequence[Sequence[int]]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def member_batches(rows: Sequence[Sequence[Sequence[int]]], pad_id: int, device:
 
 
 def _texts(inputs: Inputs) -> _Texts:
-    encoder, count = inputs.encoder, len(inputs.holdout)
+    encoder = inputs.encoder
     found = list(_favourites(inputs.holdout))
     favourites = tuple(one for _, one in found)
     spoilt = [
@@ -98,19 +98,19 @@ def _texts(inputs: Inputs) -> _Texts:
         inputs.holdout,
         tuple(_encoded(encoder, row.prompt, row.response) for row in inputs.human),
         favourites,
-        tuple(index if index >= 0 else count - index - 1 for index, _ in found),
+        tuple(place for place, _ in found),
         tuple(spoilt),
     )
 
 
 def _favourites(pairs: Sequence[Pair]) -> Iterator[tuple[int, Favourite]]:
-    """Each pair's favourite with its place: the pair's index when it is a, -(index + 1) when it is b."""
+    """Each decided pair's favourite, with its place in the list of all a's followed by all b's."""
     for index, pair in enumerate(pairs):
         row = pair.row
         if pair.probability_a > 0.5:
             yield index, Favourite(row.prompt, row.response_a, row.response_b)
         elif pair.probability_a < 0.5:
-            yield -index - 1, Favourite(row.prompt, row.response_b, row.response_a)
+            yield len(pairs) + index, Favourite(row.prompt, row.response_b, row.response_a)
 
 
 def _evidence(
@@ -143,6 +143,8 @@ def _evidence(
 
 
 def _outcomes(texts: _Texts, reward: Tensor) -> tuple[ProbeOutcome, ...]:
+    if not texts.favourites:
+        return ()
     kept = reward[list(texts.chosen)].double()
     spoilt = reward[len(reward) - len(texts.spoilt) :].double().view(len(Probe), -1)
     prompts = tuple(one.prompt for one in texts.favourites)

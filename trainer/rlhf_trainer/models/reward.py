@@ -75,6 +75,12 @@ class RewardEnsemble(nn.Module):
         generators = [torch_generator(seed, Stream.INITIALISATION, step=index) for index in range(count)]
         return cls([RewardMember.from_base(path, pad_id, generator, aspects) for generator in generators])
 
+    @property
+    def heads(self) -> int:
+        """H: the reward and the aspects."""
+        member: Any = self.members[0]
+        return int(member.model.config.num_labels)
+
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids [K, B, T] and lengths [K, B], one batch per member → scores [K, B, H]: the reward, then the aspects."""
         pairs = zip(self.members, ids, lengths, strict=True)
