@@ -125,7 +125,7 @@ class Guardrail(ApiSpec):
         description="Tolerated excess over stable: of the share of conversations with a violation, of those with a "
         "failed answer, or of those slower than stable's concurrent 95th percentile."
     )
-    alpha: Annotated[float, Field(ge=0.000001, le=0.1)] = Field(
+    alpha: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
         0.01, description="Probability of a wrong Fail over the whole trial, and of a wrong Pass."
     )
 

@@ -295,7 +295,7 @@ class TrainingJobStatus(ApiStatus):
     guardrails: Annotated[list[GuardrailReport], Field(max_length=16)] = Field(default_factory=list)
     artifact: ArtifactStatus | None = None
     lineage: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
-    verdicts: Annotated[list[Verdict], Field(max_length=16)] = Field(default_factory=list)
+    verdicts: Annotated[list[Verdict], Field(max_length=32)] = Field(default_factory=list)
     waiver: WaiverStatus | None = None
     inputs: Annotated[dict[str, ArtifactStatus], Field(max_length=16)] = Field(default_factory=dict)  # as resolved
     usage: Usage = Usage()

@@ -35,7 +35,7 @@ from rlhf_trainer.wire import (
 
 PULL_SECONDS = 10.0
 WRITE_EVERY = timedelta(seconds=30)
-_MAX_METRICS, _MAX_GUARDRAILS, _MAX_VERDICTS, _MAX_SKIPPED, _MAX_LINEAGE = 64, 16, 16, 5, 32
+_MAX_METRICS, _MAX_GUARDRAILS, _MAX_VERDICTS, _MAX_SKIPPED, _MAX_LINEAGE = 64, 16, 32, 5, 32
 
 
 @dataclass(frozen=True)
