@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
 from rlhf_operator.api.policy_rules import RULES, broken, one_of
-from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, TrainingJobStatus, immutable
+from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
+from rlhf_operator.api.training_status import TrainingJobStatus
 from rlhf_trainer.config import ONLINE, Evaluation, PolicyTraining, TrainingGuardrail
 
 
@@ -18,7 +19,7 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
         None, description="What PPO, GRPO, RLOO, ReinforcePlusPlus and BestOfN train against."
     )
     preferences: Source | None = Field(
-        None, description="Annotated pairs (DPO), or responses that are good or bad (KTO)."
+        None, description="Annotated pairs: DPO compares their responses, KTO takes each of them as good or bad."
     )
     demonstrations: Source | None = Field(None, description="Prompts with the responses to imitate (SFT).")
     teacher: ArtifactSource | None = Field(
