@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_operator.api.training import MAX_CHECKPOINTS_KEPT, ArtifactStatus, Attempt, Progress, TrainingJobStatus
+from rlhf_operator.api.training_status import MAX_CHECKPOINTS_KEPT, ArtifactStatus, Attempt, Progress, TrainingJobStatus
 from rlhf_operator.kinds.base import Object, Pull
 from rlhf_operator.kinds.training.attempts import edit
 from rlhf_operator.kinds.training.job import Job
