@@ -110,6 +110,7 @@ POLICY_CASES = [
     ),
     # evaluation and guardrails
     Case("PPO against a teacher", PPO, {"spec.evaluation.against": "teacher"}, ("evaluation.against", "Distillation")),
+    Case("a teacher unjudged", DISTILLATION, {"spec.auditRewardModel": DELETED}, ("evaluation.against", "judged by")),
     Case("best of n unaudited", GRPO, {"spec.auditRewardModel": DELETED}, ("evaluation.bestOfN", "name both")),
     Case(
         "over-optimisation unaudited",

@@ -173,7 +173,9 @@ def test_a_reward_the_audit_disagrees_with_is_refused_before_training(
     policy_world: PolicyWorld, tmp_path: Path
 ) -> None:
     """Two random reward models: best of n by one is worth nothing to the other."""
-    evaluation = Evaluation(min_win_rate=0.0, samples=16, best_of_n=BestOfNPreflight(n=8, prompts=8, min_lift=3.0))
+    evaluation = Evaluation(
+        min_win_rate=0.0, samples=16, best_of_n=BestOfNPreflight(samples_per_prompt=8, prompts=8, min_lift=3.0)
+    )
     result = run_here(config(policy_world, tmp_path, evaluation))
     assert (result.failure_class, result.exit_code) == (FailureClass.GATE_FAILED, ExitCode.GATE_FAILED)
     assert result.reason == "BestOfNFailed"
@@ -184,7 +186,7 @@ def test_a_reward_the_audit_disagrees_with_is_refused_before_training(
 
 
 def test_a_preflight_that_passes_lets_training_begin(policy_world: PolicyWorld, tmp_path: Path) -> None:
-    easy = BestOfNPreflight(n=4, prompts=8, min_lift=-10.0, min_lift_ratio=0.0)
+    easy = BestOfNPreflight(samples_per_prompt=4, prompts=8, min_lift=-10.0, min_lift_ratio=0.0)
     evaluation = Evaluation(min_win_rate=0.0, samples=16, best_of_n=easy)
     audit = tmp_path / "audit"
     shutil.copytree(policy_world.reward_model, audit)

@@ -195,3 +195,21 @@ def test_a_breach_of_any_guardrail_is_a_condition(metric: str) -> None:
     world.report(step=7, guardrails=[breach], metrics={"lambdaSafety": 2.5})
     assert world.holds("GuardrailsHealthy") == ("False", "GuardrailBreached")
     assert f"{metric} is out of bounds since step 2" in world.condition("GuardrailsHealthy")["message"]
+
+
+def test_mini_batches_are_of_the_online_algorithms() -> None:
+    odd = {"promptsPerStep": 6, "ppo": {"miniBatches": 2}}
+    assert started("DPO", training={"algorithm": "DPO", **odd}).status["attempt"] == 1
+    world = started("PPO", training=odd, trainer={"numNodes": 6})
+    assert (
+        "promptsPerStep of 6 is not divisible by the world size of 6 times 2" in world.condition("Accepted")["message"]
+    )
+
+
+def test_no_verdict_of_a_long_gate_is_lost() -> None:
+    world = started("GRPO")
+    world.run_pods()
+    verdicts = [{"metric": f"aspectAccuracy/{n}", "state": "Pass", "n": 9} for n in range(23)]
+    world.complete(success(verdicts=verdicts))
+    assert len(world.status["verdicts"]) == 23
+    assert world.holds("Validated")[0] == "True"

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
-from rlhf_operator.api.policy_rules import RULES, broken
-from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, TrainingJobStatus, immutable
-from rlhf_trainer.config import Evaluation, PolicyTraining, TrainingGuardrail
+from rlhf_operator.api.policy_rules import RULES, broken, one_of
+from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
+from rlhf_operator.api.training_status import TrainingJobStatus
+from rlhf_trainer.config import ONLINE, Evaluation, PolicyTraining, TrainingGuardrail
 
 
 class PolicyOptimizationJobSpec(TrainingJobSpec):
@@ -18,7 +19,7 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
         None, description="What PPO, GRPO, RLOO, ReinforcePlusPlus and BestOfN train against."
     )
     preferences: Source | None = Field(
-        None, description="Annotated pairs (DPO), or responses that are good or bad (KTO)."
+        None, description="Annotated pairs: DPO compares their responses, KTO takes each of them as good or bad."
     )
     demonstrations: Source | None = Field(None, description="Prompts with the responses to imitate (SFT).")
     teacher: ArtifactSource | None = Field(
@@ -45,9 +46,10 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
         *(rule.to_cel() for rule in RULES),
         Cel(
             "type(self.trainer.numProcPerNode) != int || self.training.promptsPerStep * self.training.samplesPerPrompt"
-            " % (self.trainer.numNodes * int(self.trainer.numProcPerNode) * self.training.ppo.miniBatches) == 0",
+            " % (self.trainer.numNodes * int(self.trainer.numProcPerNode)"
+            f" * ({one_of(ONLINE)} ? self.training.ppo.miniBatches : 1)) == 0",
             "training.promptsPerStep x training.samplesPerPrompt must be divisible by trainer.numNodes x "
-            "trainer.numProcPerNode x training.ppo.miniBatches",
+            "trainer.numProcPerNode, and online by that x training.ppo.miniBatches",
         ),
         Cel(
             "!has(self.auditRewardModel) || !has(self.rewardModel) || ("

@@ -75,7 +75,8 @@ def _names(algorithms: Iterable[Algorithm]) -> str:
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
 
 
-def _one_of(algorithms: Iterable[Algorithm]) -> str:
+def one_of(algorithms: Iterable[Algorithm]) -> str:
+    """In CEL: the spec's algorithm is among these."""
     return f"self.training.algorithm in {[a.value for a in Algorithm if a in set(algorithms)]!r}"
 
 
@@ -88,13 +89,13 @@ def _input_rules(field: str, readers: frozenset[Algorithm]) -> tuple[Rule, Rule]
     verb = "learns" if len(readers) == 1 else "learn"
     return (
         Rule(
-            f"!({_one_of(readers)}) || has(self.{field})",
+            f"!({one_of(readers)}) || has(self.{field})",
             lambda spec: spec.training.algorithm not in readers or named(spec),
             f"{_names(readers)} {verb} from {field}: add spec.{field}, or choose another training.algorithm",
             f".{field}",
         ),
         Rule(
-            f"!has(self.{field}) || {_one_of(readers)}",
+            f"!has(self.{field}) || {one_of(readers)}",
             lambda spec: not named(spec) or spec.training.algorithm in readers,
             f"only {_names(readers)} {verb} from {field}: remove spec.{field}, or choose another training.algorithm",
             f".{field}",
@@ -107,7 +108,7 @@ def _block_rule(block: str, model: type[Spec], readers: frozenset[Algorithm]) ->
     defaults = model().model_dump(mode="json", by_alias=True)
     same = " && ".join(f"self.training.{block}.{name} == {value!r}" for name, value in defaults.items())
     return Rule(
-        f"{_one_of(readers)} || ({same})",
+        f"{one_of(readers)} || ({same})",
         lambda spec: spec.training.algorithm in readers or getattr(spec.training, block) == model(),
         f"training.{block} is read by {_names(readers)} alone: remove it, or choose that training.algorithm",
         f".training.{block}",
@@ -132,19 +133,19 @@ _INPUTS = tuple(rule for field, readers in READ_BY.items() for rule in _input_ru
 
 _SAMPLING = (
     Rule(
-        f"!({_one_of(GROUPED)}) || self.training.samplesPerPrompt >= 2",
+        f"!({one_of(GROUPED)}) || self.training.samplesPerPrompt >= 2",
         lambda spec: spec.training.algorithm not in GROUPED or spec.training.samples_per_prompt >= 2,
         f"{_names(GROUPED)} compare the samples of a prompt: set training.samplesPerPrompt to 2 or more",
         ".training.samplesPerPrompt",
     ),
     Rule(
-        f"!({_one_of(FROM_TEXTS)}) || self.training.samplesPerPrompt == 1",
+        f"!({one_of(FROM_TEXTS)}) || self.training.samplesPerPrompt == 1",
         lambda spec: spec.training.algorithm not in FROM_TEXTS or spec.training.samples_per_prompt == 1,
         f"{_names(FROM_TEXTS)} sample nothing while training: remove training.samplesPerPrompt",
         ".training.samplesPerPrompt",
     ),
     Rule(
-        f"!has(self.training.overlong) || {_one_of(ONLINE)}",
+        f"!has(self.training.overlong) || {one_of(ONLINE)}",
         lambda spec: spec.training.overlong is None or spec.training.algorithm in ONLINE,
         f"training.overlong lowers the reward of long responses, so it goes with {_names(ONLINE)}: remove it",
         ".training.overlong",
@@ -195,7 +196,7 @@ _POLICY_GRADIENT = (
 
 _CONSTRAINTS = (
     Rule(
-        f"!has(self.training.constraints) || size(self.training.constraints) == 0 || {_one_of(CONSTRAINED)}",
+        f"!has(self.training.constraints) || size(self.training.constraints) == 0 || {one_of(CONSTRAINED)}",
         lambda spec: not spec.training.constraints or spec.training.algorithm in CONSTRAINED,
         f"training.constraints are held by {_names(CONSTRAINED)}: remove them, or choose one of these algorithms",
         ".training.constraints",
@@ -246,6 +247,12 @@ _DISTILLATION = (
             spec.evaluation.against is not Opponent.TEACHER or spec.training.algorithm is Algorithm.DISTILLATION
         ),
         "evaluation.against teacher needs training.algorithm Distillation: set policy, or remove it",
+        ".evaluation.against",
+    ),
+    Rule(
+        "self.evaluation.against != 'teacher' || has(self.auditRewardModel)",
+        lambda spec: spec.evaluation.against is not Opponent.TEACHER or spec.audit_reward_model is not None,
+        "evaluation.against teacher is judged by auditRewardModel: name one, or remove against",
         ".evaluation.against",
     ),
 )

@@ -29,7 +29,7 @@ class BestOfNPreflight(Spec):
     """Before the first step: best of n by the reward model, judged by the audit reward model. A reward model whose
     favourites the audit does not like is refused before it costs a training run."""
 
-    n: Annotated[int, Field(ge=2, le=256)] = Field(16, description="Replies sampled per prompt.")
+    samples_per_prompt: Annotated[int, Field(ge=2, le=256)] = Field(16, description="Replies sampled per prompt: n.")
     prompts: Annotated[int, Field(ge=8, le=10_000)] = Field(200, description="Held-out prompts.")
     min_lift: Annotated[float, Field(ge=-10.0, le=10.0)] = Field(
         0.0, description="Lower 95% bound of the audit's z-score of the favourites must reach this."

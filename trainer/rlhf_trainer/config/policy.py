@@ -193,8 +193,8 @@ class PolicyTraining(Spec):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.001, description="Peak learning rate of AdamW.")
     prompts_per_step: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64,
-        description="Prompts (pairs, demonstrations) per step over all ranks; divisible by world size; online, times "
-        "samplesPerPrompt, by world size x ppo.miniBatches.",
+        description="Prompts (pairs, demonstrations) per step over all ranks; divisible by world size x "
+        "ppo.miniBatches.",
     )
     samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(
         1, description="Rollouts of each prompt; GRPO, RLOO and BestOfN need at least 2."

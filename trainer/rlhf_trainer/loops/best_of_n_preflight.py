@@ -61,6 +61,8 @@ def _judge(session: Session, inputs: PolicyInputs, base: Any, wanted: BestOfNPre
     prompts = replies.prompts(min(wanted.prompts, len(inputs.holdout_prompts)))
     sampler = CachedGenerator(base, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
     scorers = [as_optimised(proxy, inputs.training.reward_std_penalty), as_optimised(audit, 0.0)]
-    scores = replies.score(sampler, [prompt for prompt in prompts for _ in range(wanted.n)], scorers)
-    by_proxy, by_audit = (np.array(values, dtype=np.float64).reshape(len(prompts), wanted.n) for values in scores)
+    scores = replies.score(sampler, [prompt for prompt in prompts for _ in range(wanted.samples_per_prompt)], scorers)
+    by_proxy, by_audit = (
+        np.array(values, dtype=np.float64).reshape(len(prompts), wanted.samples_per_prompt) for values in scores
+    )
     return judge(by_proxy, by_audit, wanted)

@@ -11,6 +11,7 @@ from rlhf_operator.kinds.base import Key, Object, Observed, Plan
 from rlhf_operator.kinds.training import lifecycle, upstream
 from rlhf_operator.kinds.training.job import JobKind
 from rlhf_operator.kinds.training.reasons import Reason
+from rlhf_trainer.config import ONLINE
 
 
 def plan(observed: Observed) -> Plan:
@@ -38,10 +39,9 @@ def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSo
 
 def _batch(spec: PolicyOptimizationJobSpec) -> tuple[str, int, int]:
     training = spec.training
-    if training.samples_per_prompt == 1:
-        return "spec.training.promptsPerStep", training.prompts_per_step, training.ppo.mini_batches
-    rows = training.prompts_per_step * training.samples_per_prompt
-    return "spec.training.promptsPerStep x samplesPerPrompt", rows, training.ppo.mini_batches
+    field = "spec.training.promptsPerStep" + (" x samplesPerPrompt" if training.samples_per_prompt > 1 else "")
+    mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
+    return field, training.prompts_per_step * training.samples_per_prompt, mini_batches
 
 
 def _attempt_fields(spec: PolicyOptimizationJobSpec) -> Mapping[str, Any]:

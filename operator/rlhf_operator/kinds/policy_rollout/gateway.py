@@ -16,7 +16,8 @@ from rlhf_gateway.wire import (
     SafetyFilter,
 )
 from rlhf_operator.api.labels import COMPONENT
-from rlhf_operator.api.policy_rollout import Revision, Stage
+from rlhf_operator.api.policy_rollout import Stage
+from rlhf_operator.api.policy_rollout_status import Revision
 from rlhf_operator.kinds.base import CONFIG_MAP, DEPLOYMENT, ROLE, ROLE_BINDING, SERVICE, SERVICE_ACCOUNT, Resource
 from rlhf_operator.kinds.policy_rollout.observe import GATEWAY, View, gateway_name
 from rlhf_operator.kinds.policy_rollout.servers import (

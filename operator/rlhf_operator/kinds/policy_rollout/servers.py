@@ -19,7 +19,7 @@ from rlhf_operator.api.labels import (
     OWNER_UID,
     REVISION,
 )
-from rlhf_operator.api.policy_rollout import Revision
+from rlhf_operator.api.policy_rollout_status import Revision
 from rlhf_operator.api.training import ResourceRequirements
 from rlhf_operator.kinds.base import DEPLOYMENT, SERVICE
 from rlhf_operator.kinds.policy_rollout.observe import POLICY_SERVER, View

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_operator.api.conditions import JobCondition, find
-from rlhf_operator.api.training import Attempt, TrainingJobStatus
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.base import Event
 from rlhf_operator.kinds.training.draft import Draft
 from rlhf_operator.kinds.training.job import Job

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf_operator.api.labels import ATTEMPT, COMPONENT, OWNER_UID
 from rlhf_operator.api.meta import ArtifactSource, Source
-from rlhf_operator.api.training import Attempt, TrainingJobSpec, TrainingJobStatus
+from rlhf_operator.api.training import TrainingJobSpec
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, Key, Object, Observed
 from rlhf_operator.kinds.training.objects import controller_uid, integer, label_of, mapping, moment, text, uid_of
 from rlhf_operator.kinds.training.reasons import Reason

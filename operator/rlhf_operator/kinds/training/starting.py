@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_operator.api.training import ArtifactStatus, Attempt
+from rlhf_operator.api.training_status import ArtifactStatus, Attempt
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, SERVICE, Object
 from rlhf_operator.kinds.training import children
 from rlhf_operator.kinds.training.attempts import backoff
