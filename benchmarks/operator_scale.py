@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from benchmarks.report import Report
 from rlhf_operator.api.labels import ATTEMPT, OWNER_UID
 from rlhf_operator.engine.reconciler import primary_resource
 from rlhf_operator.kinds import KINDS
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, Resource
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, Resource
 from rlhf_operator.kube.api import Api
 from sandbox.audit import Request
 from tests.property import cluster
@@ -91,16 +92,18 @@ async def materialise(bench: Bench, count: int) -> tuple[float, float]:
     return count / (max(made) - min(made)).total_seconds(), spent / count
 
 
-async def restart(bench: Bench) -> tuple[float, float, int]:
-    """Seconds from the start of the process, and of its leading, until the queue is empty; and writes."""
+async def restart(bench: Bench) -> tuple[float, float, int, float]:
+    """Seconds from the start of the process, and of its leading, until the queue is empty; writes; and the processor
+    seconds of a pass, which changes nothing."""
     bench.operator.stop()
     jobs = await bench.count(RMJ)
     since, started = datetime.now(UTC), time.monotonic()
     bench.operator.start()
     await until(bench.leads)
-    led = time.monotonic()
+    led, before = time.monotonic(), bench.operator.cpu_seconds
     idle = await bench.until_idle(passes=jobs)
-    return idle - started, idle - led, len(bench.writes(since))
+    passes = await bench.metric("reconcile_total")
+    return idle - started, idle - led, len(bench.writes(since)), (bench.operator.cpu_seconds - before) / passes
 
 
 async def lives(bench: Bench, count: int) -> list[Counter[str]]:
@@ -159,19 +162,31 @@ def _at(ordered: Sequence[float], share: float) -> float:
 
 async def measure(report: Report, jobs: int, rate: float, seconds: float) -> None:
     async with bench() as made:
+        for claim in cluster.claims_for(manifest("any")):
+            await made.api.create(PERSISTENT_VOLUME_CLAIM, claim)
         per_second, processor = await materialise(made, jobs)
         report.add("jobs materialised", per_second, "jobs/s", samples=jobs, spread="first to last child Job, audit log")
         report.add("processor time for each", processor * 1000, "ms", samples=jobs)
         report.add("resident memory with them", made.operator.rss_mib, "MiB", samples=1)
-        total, leading, writes = await restart(made)
+        total, leading, writes, a_pass = await restart(made)
         report.add(f"restart with {jobs} jobs: start of the process to queue empty", total, "s", samples=1)
         report.add(f"restart with {jobs} jobs: leading to queue empty", leading, "s", samples=1)
         report.add("writes of that restart", writes, "writes", samples=1, spread="audit log, Lease excepted")
+        spread = "all threads, watches included, while the queue empties"
+        report.add("processor time of a pass that changes nothing", a_pass * 1000, "ms", samples=jobs, spread=spread)
+        before, began = made.cpu_seconds(), time.monotonic()
         times, lateness = await latency(made, rate, seconds)
+        took, after = time.monotonic() - began, made.cpu_seconds()
         spread = f"{times[0] * 1000:.0f} to {times[-1] * 1000:.0f} ms"
         what = f"create to children committed at {rate:g} jobs/s"
         report.add(f"{what}, p50", statistics.median(times) * 1000, "ms", samples=len(times), spread=spread)
         report.add(f"{what}, p99", _at(times, 0.99) * 1000, "ms", samples=len(times), spread=spread)
+        for name in after:
+            spent = after[name] - before[name]
+            share = f"{spent / took:.2f} cores of {os.cpu_count()}"
+            report.add(
+                f"processor time for each job then: {name}", spent / len(times) * 1000, "ms", samples=1, spread=share
+            )
         late = max(lateness)
         report.note(f"The load is an open loop; its slowest POST was answered {late * 1000:.0f} ms after it was due.")
         counts = await lives(made, LIVES)

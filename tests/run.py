@@ -49,6 +49,9 @@ TIERS: dict[str, tuple[Step, ...]] = {
         Step(name, what, (PYTHON, "-m", "benchmarks", name))
         for name, what in (
             ("policy_quality", "five seeds of the whole chain, judged by the oracle"),
+            ("preference_loop", "online against offline preference learning, judged by the oracle"),
+            ("mutation", "one change at a time in the algorithms"),
+            ("gate_seeds", "twenty seeds of good and bad labels before the gates"),
             ("rollout_simulation", "13,000 simulated rollouts"),
         )
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -65,8 +66,13 @@ class Operator:
     @property
     def cpu_seconds(self) -> float:
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        return cpu_seconds(self._process.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far, of the user and of the kernel for it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -77,9 +83,11 @@ class Bench:
     operator: Operator
 
     async def metric(self, name: str, *labels: str) -> float:
+        """Asked for alone: a whole scrape, with the facts of every job, would be most of what is measured."""
         total = 0.0
+        url = f"http://127.0.0.1:{self.operator.port}/metrics"
         try:
-            async with self.http.get(f"http://127.0.0.1:{self.operator.port}/metrics") as answer:
+            async with self.http.get(url, params={"name[]": f"rlhf_operator_{name}"}) as answer:
                 text = await answer.text()
         except aiohttp.ClientError:
             return 0.0
@@ -88,6 +96,11 @@ class Bench:
             if series.partition("{")[0] == f"rlhf_operator_{name}" and all(label in series for label in labels):
                 total += float(value)
         return total
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Of everything that shares the cores, by name."""
+        spent = {name: cpu_seconds(pid) for name, pid in self.plane.pids.items()}
+        return {**spent, "operator": self.operator.cpu_seconds, "load": cpu_seconds(os.getpid())}
 
     async def count(self, resource: Resource) -> int:
         return len((await self.api.list_metadata(resource, NAMESPACE)).items)

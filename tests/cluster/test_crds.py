@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 from rlhf_operator.api.reward_model_job import RewardModelJob
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, EXAMPLES, Body, changed, example, text
@@ -89,6 +90,7 @@ def test_nested_defaults_fire_and_match_the_models(objects) -> None:
 
     model = RewardModelJob.model_validate(minimal)
     expected = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))["spec"]
+    assert expected["training"].pop("aspects") == []  # empty lists are no defaults: absent means the same
     assert spec["training"] == expected["training"]
     assert spec["training"]["deepspeed"] == {"zeroStage": 2}
     assert spec["checkpoints"] == expected["checkpoints"]
@@ -135,6 +137,11 @@ FIXED = {
         "spec.output.uri": "pvc://artifacts/other",
     },
 }
+KEPT = {
+    "dpo": {"spec.preferences.digest": OTHER, "spec.auditRewardModel": DELETED, "spec.training.dpo.beta": 0.2},
+    "sft": {"spec.demonstrations.uri": "pvc://feedback/more.jsonl", "spec.training.lora.rank": 8},
+    "distillation": {"spec.teacher.jobRef.name": "other-ppo", "spec.evaluation.minWinRate": 0.4},
+}
 EDITABLE = {
     "spec.trainer.numNodes": 1,
     "spec.trainer.env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
@@ -154,6 +161,29 @@ def test_data_model_and_training_never_change(objects, file: str, suspended: boo
     for path, value in FIXED[file].items():
         expected = f"spec.{path.split('.')[1]} is immutable: a new run is a new name, create another job"
         assert expected in objects.refusal(changed(body, {path: value})), path
+
+
+@pytest.mark.parametrize("file", KEPT)
+def test_what_an_algorithm_learns_from_never_changes(objects, file: str) -> None:
+    body = changed(example(file), {"spec.suspend": True})
+    objects.create(body, status=SUSPENDED)
+
+    for path, value in KEPT[file].items():
+        assert f"spec.{path.split('.')[1]} is immutable" in objects.refusal(changed(body, {path: value})), path
+    # The algorithm cannot change by swapping what it learns from either.
+    swapped = {"spec.training.algorithm": "KTO", "spec.preferences": {"uri": "pvc://f/x.jsonl", "digest": OTHER}}
+    assert "immutable" in objects.refusal(changed(body, swapped))
+    assert objects.refusal(changed(body, {"spec.trainer.numNodes": 4})) == ""
+
+
+@pytest.mark.parametrize("file", ["policy-optimization-job", "grpo", "dpo", "kto", "sft", "lagrangian", "distillation"])
+def test_the_operator_reads_what_the_server_stores(objects, file: str) -> None:
+    """Defaults written by the server are the models' own, so both compute one config digest."""
+    body = example(file)
+
+    stored = objects.create(body)["spec"]
+
+    assert PolicyOptimizationJobSpec.model_validate(stored) == PolicyOptimizationJobSpec.model_validate(body["spec"])
 
 
 def test_pods_and_limits_do_not_change_while_pods_run(objects) -> None:
@@ -239,4 +269,6 @@ def test_they_read_well_in_kubectl(objects) -> None:
 def test_explain_says_what_every_field_is_for(kubectl) -> None:
     text = kubectl("explain", "rewardmodeljob.spec.training.ensemble.members").stdout
     assert "Number of ensemble members K." in text
+    assert "to imitate (SFT)" in kubectl("explain", "poj.spec.demonstrations").stdout
+    assert "Kahneman-Tversky" in kubectl("explain", "poj.spec.training.kto").stdout
     assert "enum: FailJob, Restart, Ignore" in kubectl("explain", "poj.spec.failurePolicy.rules").stdout

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from rlhf_operator.kinds import reward_model_job
 from rlhf_operator.kinds.base import Observed, Settings
+from rlhf_operator.kinds.training.claims import claim_key
+from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
+from tests.property import cluster
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
 APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
 DIGEST = "sha256:" + "9" * 64
-
-
-class Case(NamedTuple):
-    name: str
-    example: str
-    changes: dict[str, Any]
-    message: tuple[str, ...]  # fragments, all of them
 
 
 def env(name: str) -> dict[str, Any]:
@@ -106,13 +102,11 @@ CASES = [
         "prompts that do not divide",
         PPO,
         {"spec.trainer.numProcPerNode": 5},
-        ("training.promptsPerStep must be divisible",),
+        ("training.promptsPerStep x training.samplesPerPrompt must be divisible",),
     ),
     Case("accuracy above 1", RM, {"spec.validation.minAccuracy": 65}, ("minAccuracy", "less than or equal to 1")),
     Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),
     Case("an unknown opponent", PPO, {"spec.evaluation.against": "gpt"}, ("evaluation.against", '"policy"')),
-    Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
-    Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
     Case("an unknown guardrail metric", PPO, {"spec.guardrails.0.metric": "joy"}, ("guardrails[0].metric", '"kl"')),
     # pods
     Case("no nodes", RM, {"spec.trainer.numNodes": 0}, ("spec.trainer.numNodes", "greater than or equal to 1")),
@@ -188,6 +182,7 @@ CASES = [
     Case("no guardrail", ROLLOUT, {"spec.guardrails": []}, ("spec.guardrails", "should have at least 1 items")),
     Case("a guardrail twice", ROLLOUT, {"spec.guardrails.1.metric": "latencyP95"}, ("guardrails[2]: Duplicate value",)),
     Case("a margin of 0", ROLLOUT, {"spec.guardrails.0.margin": 0}, ("guardrails[0].margin", "greater than 0")),
+    Case("an alpha of 0", ROLLOUT, {"spec.guardrails.0.alpha": 0}, ("guardrails[0].alpha", "greater than 0")),
     Case("a generous alpha", ROLLOUT, {"spec.guardrails.0.alpha": 0.5}, ("guardrails[0].alpha", "or equal to 0.1")),
     Case("safety unseen", ROLLOUT, {"spec.safetyFilter": DELETED}, ("needs safetyFilter",)),
     Case("an engine not built in", ROLLOUT, {"spec.serving.engine": "vllm"}, ("serving.engine", '"builtin"')),
@@ -203,6 +198,8 @@ CASES = [
     Case("acknowledging a rollout", ACKNOWLEDGE, {"spec.subject.kind": "PolicyRollout"}, ("Waive about a job",)),
     Case("acknowledging no attempt", ACKNOWLEDGE, {"spec.attempt": DELETED}, ("spec.attempt", "goes with Acknowledge")),
     Case("a stage to acknowledge", ACKNOWLEDGE, {"spec.stage": 1}, ("spec.stage", "or remove it")),
+    *POLICY_CASES,
+    SELF_TAUGHT,
     Case("an expiry that is no time", APPROVE, {"spec.expiresAt": "soon"}, ("spec.expiresAt", "date-time")),
 ]
 
@@ -222,7 +219,7 @@ def test_it_is_refused_with_field_and_remedy(rest: Rest, case: Case) -> None:
     assert not missing, f"{missing} not in: {refusal}"
 
 
-@pytest.mark.parametrize("file", [RM, PPO, ROLLOUT])
+@pytest.mark.parametrize("file", [RM, *FAMILIES, ROLLOUT])
 def test_the_object_that_is_spoiled_is_sound(rest: Rest, file: str) -> None:
     assert rest.create(example(file)) == ""
 
@@ -251,7 +248,7 @@ def test_what_the_outline_does_not_know_is_refused_when_the_pods_are_created(res
     observed = Observed(
         primary=body,
         children={},
-        related={},
+        related={claim_key(c["metadata"]["namespace"], c["metadata"]["name"]): c for c in cluster.claims_for(body)},
         decisions=(),
         decisions_honoured=False,
         pulled={},

@@ -46,6 +46,8 @@ def test_the_operator_may_do_its_work(can) -> None:
         assert can(OPERATOR, "patch", f"{kind.plural}/status.rlhf.dev")
         for child in kind.children:
             assert can(OPERATOR, "create", f"{child.plural}.{child.group}")
+        for seen in kind.related:
+            assert can(OPERATOR, "watch", f"{seen.plural}.{seen.group}")
     assert can(OPERATOR, "watch", "decisions.rlhf.dev")
     assert can(OPERATOR, "create", "events.events.k8s.io")
     assert can(OPERATOR, "update", "leases.coordination.k8s.io:rlhf-operator", where=SYSTEM)
@@ -56,6 +58,8 @@ def test_the_operator_may_not_do_more(can) -> None:
     for kind in KINDS:
         for verb in ("create", "update", "patch", "delete"):
             assert not can(OPERATOR, verb, f"{kind.plural}.rlhf.dev")
+    for verb in ("create", "update", "patch", "delete"):
+        assert not can(OPERATOR, verb, "persistentvolumeclaims")
     assert not can(OPERATOR, "create", "decisions.rlhf.dev")
     assert not can(OPERATOR, "get", "secrets")
     assert not can(OPERATOR, "create", "pods")

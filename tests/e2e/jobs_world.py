@@ -20,14 +20,27 @@ Body = dict[str, Any]
 CLAIM = "desk"
 PATIENCE = 180  # seconds; on an idle machine a pod that plays an ending takes two
 ANY_DIGEST = "sha256:" + "0" * 64
+FILTER = "models/safety-filter.json"
 _MAKE = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
 from rlhf_trainer.desk.world import Sizes, generate
+from rlhf_trainer.digests import dataset_digest, file_digest
+from rlhf_trainer.safety.__main__ import main
 torch.set_num_threads(1)
-small = Sizes(pairs=1200, prompts=64, scores=32, safety=32, pretrain_steps=40, tune_steps=20, leaky_steps=2)
-generate(Path(sys.argv[1]), 0, small)
-"""
+out = Path(sys.argv[1])
+small = Sizes(pairs=1200, prompts=64, scores=32, safety=600, pretrain_steps=40, tune_steps=20, leaky_steps=2)
+digests = generate(out, 0, small)
+assert main(["train", "--data", str(out / "feedback/safety.jsonl"), "--out", str(out / "FILTER")]) == 0
+# What the raters preferred, as demonstrations.
+pairs = [json.loads(line) for line in (out / "feedback/careful.jsonl").read_text().splitlines()]
+chosen = [{"prompt": row["prompt"], "response": row["response_" + row["preference"]]}
+          for row in pairs if row["preference"] in ("a", "b")]
+path = out / "feedback/demonstrations.jsonl"
+path.write_text("".join(json.dumps(row) + "\\n" for row in chosen))
+digests |= {"feedback/demonstrations.jsonl": dataset_digest(path), "FILTER": file_digest(out / "FILTER")}
+(out / "digests.json").write_text(json.dumps(digests))
+""".replace("FILTER", FILTER)
 
 # Plays a trainer without torch: what it is told to do, by attempt and index, as the launcher would end.
 PLAYER = textwrap.dedent(
@@ -69,7 +82,7 @@ PLAYER = textwrap.dedent(
 @functools.cache
 def desk() -> Path:
     """A small service desk, made once per version of the code that makes it."""
-    folders = [CHECKOUT / "trainer/rlhf_trainer" / part for part in ("desk", "generate", "models", "algos")]
+    folders = [CHECKOUT / "trainer/rlhf_trainer" / part for part in ("desk", "generate", "models", "algos", "safety")]
     sources = sorted(path for folder in folders for path in folder.glob("*.py"))
     key = hashlib.sha256(b"".join([_MAKE.encode(), *(path.read_bytes() for path in sources)])).hexdigest()[:12]
     made = CHECKOUT / ".build" / f"jobs-desk-{key}"
@@ -119,8 +132,8 @@ class Namespace:
         }
         self.kubectl("create", "-f", "-", input=json.dumps(body))
 
-    def patch(self, name: str, **spec: Any) -> None:
-        self.kubectl("patch", "rewardmodeljob", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+    def patch(self, name: str, kind: str = "rewardmodeljob", **spec: Any) -> None:
+        self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def wait(self, what: str, condition: str, seconds: int = PATIENCE) -> None:
         """On a watch; what did not come is explained by the object's own words."""
@@ -129,11 +142,11 @@ class Namespace:
         except SandboxError as error:
             raise AssertionError(f"{what}: not {condition} in {seconds} s\n{self.explain(what)}") from error
 
-    def ended(self, name: str, type: str = "Failed", seconds: int = PATIENCE) -> Body:
+    def ended(self, name: str, type: str = "Failed", seconds: int = PATIENCE, kind: str = "rewardmodeljob") -> Body:
         """Waits for the end of a job, which must be this one; returns its status."""
-        self.wait(f"rewardmodeljob/{name}", "jsonpath={.status.completionTime}", seconds)
-        status = self.status(name)
-        assert condition(status, type)[0] == "True", self.explain(f"rewardmodeljob/{name}")
+        self.wait(f"{kind}/{name}", "jsonpath={.status.completionTime}", seconds)
+        status = self.status(name, kind)
+        assert condition(status, type)[0] == "True", self.explain(f"{kind}/{name}")
         return status
 
     def explain(self, what: str) -> str:

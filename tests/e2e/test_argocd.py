@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf_operator.api.policy_rollout import RolloutPhase
-from rlhf_operator.api.training import JobPhase
+from rlhf_operator.api.policy_rollout_status import RolloutPhase
+from rlhf_operator.api.training_status import JobPhase
 from sandbox import debian
 from sandbox.progress import Progress
 

@@ -10,9 +10,28 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rlhf_operator.kinds.training.claims import claims_named
+
 Dict = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
 DIGEST = "sha256:" + "d" * 64
+
+
+def claims_for(job: Mapping[str, Any], *modes: str) -> list[Dict]:
+    """The PersistentVolumeClaims that a job names, for any number of nodes unless `modes` says otherwise."""
+    return [claim(key.namespace, key.name, *modes) for key in sorted(claims_named(job))]
+
+
+def claim(namespace: str, name: str, *modes: str) -> Dict:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "accessModes": list(modes or ("ReadWriteMany",)),
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
 
 
 def pods_of(job: Mapping[str, Any], template: Mapping[str, Any]) -> list[Dict]:

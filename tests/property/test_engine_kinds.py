@@ -12,16 +12,24 @@ import yaml
 
 from rlhf_operator.api.labels import ATTEMPT, OWNER_NAME, OWNER_UID
 from rlhf_operator.kinds import KINDS
-from rlhf_operator.kinds.base import JOB, POD
+from rlhf_operator.kinds.base import JOB, PERSISTENT_VOLUME_CLAIM, POD
 from tests.property import cluster
 from tests.property.memory_api import Dict, Faults, MemoryApi
 from tests.property.world import NAMESPACE, Story, World
 
+LATE = "late"  # a claim that only an edit makes
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 
 
 class TrainingWorld(World):
     """Its kubelet runs training pods, step by step, to the end that the story names."""
+
+    async def begin(self) -> None:
+        named = [claim for manifest in self.story.manifests for claim in cluster.claims_for(manifest)]
+        for name, claim in {claim["metadata"]["name"]: claim for claim in named}.items():
+            if name != LATE:
+                self.api.insert(PERSISTENT_VOLUME_CLAIM, claim)
+        await super().begin()
 
     def kubelet(self) -> bool:
         return any(self._advance(job) for job in self.api.of("jobs") if not _is_over(job))
@@ -79,6 +87,14 @@ STORIES = {
         [example("reward-model-job", failurePolicy={"maxRestarts": 1})],
         frozenset({"helpful-rm-train-a1", "helpful-rm-train-a2"}),
     ),
+    "a job whose claim is made after it": Story(
+        [example("reward-model-job", output={"uri": f"pvc://{LATE}/rm"})],
+        edits=(lambda api: api.insert(PERSISTENT_VOLUME_CLAIM, cluster.claim(NAMESPACE, LATE)),),
+    ),
+    "a job that cannot share its claim": Story(
+        [example("reward-model-job", output={"uri": f"pvc://{LATE}/rm"}, trainer={"numNodes": 2})],
+        edits=(lambda api: api.insert(PERSISTENT_VOLUME_CLAIM, cluster.claim(NAMESPACE, LATE, "ReadWriteOnce")),),
+    ),
     "a rollout that waits for its policy": Story([example("policy-rollout")]),
 }
 
@@ -132,9 +148,11 @@ async def test_the_stories_go_where_they_should() -> None:
             for o in world.api.of(plural)
         }
 
-    waits, fails, rolls = phases.values()
+    waits, fails, late, refused, rolls = phases.values()
     assert waits == {"helpful-rm": "Succeeded", "helpful-ppo": "Succeeded"}
     assert fails == {"helpful-rm": "Failed"}
+    assert late == {"helpful-rm": "Succeeded"}
+    assert refused == {"helpful-rm": "Failed"}
     assert rolls == {"desk": "Pending"}
 
 

@@ -47,7 +47,7 @@ def test_preferences_are_read_in_order_with_unknown_columns_ignored(tmp_path: Pa
         (GOOD | {"preference": None}, "field 'preference' is None"),
         (GOOD | {"preference": ["a"]}, "field 'preference' is ['a']"),
         ({k: v for k, v in GOOD.items() if k != "prompt"}, "field 'prompt' is missing"),
-        (GOOD | {"prompt": "  "}, "field 'prompt' is str, not a text"),
+        (GOOD | {"prompt": "  "}, "field 'prompt' is empty"),
         (GOOD | {"response_a": ""}, "field 'response_a' is empty"),
         (GOOD | {"response_b": 3}, "field 'response_b' is int, not a text"),
         (GOOD | {"response_b": " x "}, "'response_a' and 'response_b' are the same text"),

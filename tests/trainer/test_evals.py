@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from rlhf_trainer.evals.stats import Interval, clopper_pearson, clustered_mean, needed_for_margin, spearman, wilson
 from rlhf_trainer.evals.verdicts import at_least, rate_at_most
-from rlhf_trainer.evals.win_rate import outcomes, win_rate
+from rlhf_trainer.evals.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_trainer.wire import VerdictState
 
 
@@ -109,6 +109,21 @@ def test_swapping_the_order_cancels_a_bias_to_the_first_place() -> None:
     swapped = np.mean(outcomes(FirstPlaceJudge(), prompts, longer, other))
     assert naive > 0.70  # truth is ½
     assert swapped == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_win_bought_by_length_is_none_at_equal_length() -> None:
+    """Results that hang on length alone are a coin at equal length; an honest lead survives the control."""
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.integers(10, 30, 3000), rng.integers(5, 20, 3000)
+    longer = np.tanh((ours - theirs) / np.sqrt(np.mean((ours - theirs) ** 2)))
+    for lead in (0.0, 1.0):
+        chance = 1 / (1 + np.exp(-(lead + 2.0 * longer)))
+        results = (rng.random(3000) < chance).astype(float).tolist()
+        controlled = length_controlled_win_rate(results, ours.tolist(), theirs.tolist())
+        assert controlled == pytest.approx(1 / (1 + np.exp(-lead)), abs=0.06)
+        assert np.mean(results) > controlled + 0.07, "the raw rate counts the length"
+    assert length_controlled_win_rate([1.0, 0.0, 1.0, 1.0], [5] * 4, [5] * 4) == 0.75
+    assert 0.5 < length_controlled_win_rate([1.0] * 20, list(range(20)), [3.0] * 20) < 1.0
 
 
 def test_ties_count_half() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_trainer.config import GuardrailAction, TrainingGuardrail
+from rlhf_trainer.config import GuardrailAction, GuardrailMetric, TrainingGuardrail
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Preempted
 from rlhf_trainer.guardrails import Guardrails
@@ -46,7 +46,7 @@ def test_both_directions_and_absent_metrics() -> None:
 
 
 def test_counts_survive_a_restart_but_not_an_edit() -> None:
-    before, after, edited = Guardrails([rail()]), Guardrails([rail()]), Guardrails([rail(), rail()])
+    before, after, edited = Guardrails([rail()]), Guardrails([rail()]), Guardrails([rail(steps=2)])
     states(before, [11, 11])
     after.restore(before.state())
     edited.restore(before.state())
@@ -54,6 +54,17 @@ def test_counts_survive_a_restart_but_not_an_edit() -> None:
     assert judgement.first(GuardrailAction.PAUSE) is not None
     assert judgement.first(GuardrailAction.STOP) is None
     assert edited.judge(3, {"kl": 11}).breached == ()
+
+
+@pytest.mark.parametrize("metric", list(GuardrailMetric))
+@pytest.mark.parametrize("action", list(GuardrailAction))
+def test_every_metric_can_ask_for_every_action(metric: GuardrailMetric, action: GuardrailAction) -> None:
+    rails = Guardrails([TrainingGuardrail(metric=metric, below=1e-6, for_steps=2, action=action)])  # type: ignore[call-arg]
+    assert rails.judge(1, {metric.value: 0.0}).first(action) is None, "one step is noise"
+    report = rails.judge(2, {metric.value: 0.0}).first(action)
+    assert report is not None
+    assert (report.metric, report.since_step) == (metric.value, 1)
+    assert rails.judge(3, {metric.value: 0.1}).first(action) is None
 
 
 @pytest.fixture

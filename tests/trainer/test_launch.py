@@ -148,14 +148,16 @@ def _wild_base(world: TinyWorld, folder: Path) -> Located:
 
 
 def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """Started together: malformed rows, a changed digest, a divergence, a node that never comes, a rank that hangs."""
+    """Started together: malformed rows, a changed digest, a divergence, a node that never comes, a rank that hangs
+    while its peer waits for it, a rank that cannot save within the grace period."""
     changed = Located(path=str(tiny_world.preferences), digest="sha256:" + "0" * 64)
     configs = {
         "bad row": tiny_world.config(tmp_path / "o1", preferences=_bad_row(tmp_path)),
         "digest": tiny_world.config(tmp_path / "o2", preferences=changed),
         "diverged": tiny_world.config(tmp_path / "o3", base_model=_wild_base(tiny_world, tmp_path)),
         "rendezvous": tiny_world.config(tmp_path / "o4", 2, rendezvous_seconds=5),
-        "hang": tiny_world.config(tmp_path / "o5", training=training_of(epochs=100)),
+        "hang": tiny_world.config(tmp_path / "o5", 2, training=training_of(epochs=100)),
+        "no time": tiny_world.config(tmp_path / "o6", training=training_of(epochs=100), grace_seconds=5),
     }
     with ExitStack() as stack:
         launches = {
@@ -163,10 +165,14 @@ def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> 
             for name, config in configs.items()
         }
         launches["hang"].until_step(2)
-        launches["hang"].freeze(0)
+        launches["hang"].freeze(1)  # rank 0 then waits in a collective
+        launches["no time"].until_step(2)
+        os.kill(launches["no time"].ranks()[0].pid, signal.SIGSTOP)
+        launches["no time"].process.send_signal(signal.SIGTERM)
         codes = {name: launch.wait() for name, launch in launches.items()}
         logs = "\n".join(launch.output()[-800:] for launch in launches.values())
-    assert codes == {"bad row": 11, "digest": 11, "diverged": 12, "rendezvous": 21, "hang": 22}, logs
+    expected = {"bad row": 11, "digest": 11, "diverged": 12, "rendezvous": 21, "hang": 22, "no time": 20}
+    assert codes == expected, logs
     results = {name: launch.message() for name, launch in launches.items()}
     assert "bad.jsonl:7: field 'preference' is 'left', not one of a, b, tie" in results["bad row"].message
     assert results["digest"].reason == "DigestMismatch"
@@ -174,4 +180,6 @@ def test_attempts_that_cannot_succeed(tiny_world: TinyWorld, tmp_path: Path) -> 
     assert results["diverged"].failure_class is FailureClass.DIVERGED
     assert results["rendezvous"].failure_class is FailureClass.RENDEZVOUS
     assert results["hang"].failure_class is FailureClass.NO_PROGRESS
+    assert "no checkpoint within 5 s; raise the grace period" in results["no time"].message
+    assert results["no time"].checkpoint is not None
     assert results["hang"].checkpoint is not None, "where to resume from is known even of a hung attempt"

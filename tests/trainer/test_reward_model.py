@@ -10,21 +10,26 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_trainer.algos.bradley_terry import accuracy, fit_temperature, preference_loss
+from rlhf_trainer.algos.bradley_terry import accuracy, aspect_loss, fit_temperature, preference_loss
 from rlhf_trainer.config import HumanScores, RewardModelValidation
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.model import build_tokenizer
 from rlhf_trainer.distributed import World, join
 from rlhf_trainer.engine import Engine, EngineOptions
-from rlhf_trainer.evals.reward_model import (
+from rlhf_trainer.evals.calibration import (
     HeldOut,
-    accuracy_verdict,
+    brier_score,
     calibration_error,
-    calibration_verdict,
-    correlation_verdict,
     cross_fitted_probabilities,
-    judge,
     temperature,
+)
+from rlhf_trainer.evals.reward_model import (
+    Evidence,
+    HumanScored,
+    accuracy_verdict,
+    calibration_verdict,
+    correlation_verdicts,
+    judge,
 )
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.reward_model import learning_rate, member_rows
@@ -63,6 +68,56 @@ def test_a_tie_pulls_scores_together() -> None:
     torch.autograd.backward(preference_loss(a, torch.zeros(1), torch.tensor([0.5])))
     assert a.grad is not None
     assert float(a.grad) > 0
+
+
+def _minimum(probability: float, margin: float) -> float:
+    """The difference of scores at which the loss of one pair is least, by its gradient's zero."""
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        delta = torch.tensor([(low + high) / 2], requires_grad=True)
+        loss = preference_loss(delta, torch.zeros(1), torch.tensor([probability]), 0.0, torch.tensor([margin]))
+        torch.autograd.backward(loss)
+        assert delta.grad is not None
+        low, high = (float(delta.detach()), high) if float(delta.grad) < 0 else (low, float(delta.detach()))
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(("probability", "margin"), [(0.8, 0.0), (0.8, 1.5), (0.3, 2.0), (0.5, 2.0)])
+def test_a_soft_label_with_margin_has_its_minimum_where_it_should(probability: float, margin: float) -> None:
+    """At logit(p) + m(2p - 1): a tie asks for no margin, whatever its strength says."""
+    expected = math.log(probability / (1 - probability)) + margin * (2 * probability - 1)
+    assert _minimum(probability, margin) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_hard_label_with_margin_is_the_published_loss() -> None:
+    a, b, margin = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.7, 0.2])
+    chosen_first = preference_loss(a, b, torch.tensor([1.0, 0.0]), 0.0, margin)
+    published = -(torch.nn.functional.logsigmoid(torch.tensor([0.5 - 0.7, 3.0 - 0.2]))).mean()
+    assert float(chosen_first) == pytest.approx(float(published), abs=1e-6)
+    assert float(chosen_first) > float(preference_loss(a, b, torch.tensor([1.0, 0.0])))
+
+
+def test_aspects_are_trained_on_the_pairs_that_order_them() -> None:
+    """However the rows are cut: the gradient of the whole batch is the mean of its slices' gradients."""
+    rng = torch.Generator().manual_seed(0)
+    delta = torch.randn(2, 8, 3, generator=rng, requires_grad=True)
+    labels = torch.tensor([0.0, 0.5, 1.0])[torch.randint(0, 3, (2, 8, 3), generator=rng)]
+    ordered = (labels != 0.5).float()
+    weight = ordered * (8 / ordered.sum(dim=1).clamp_min(1))[:, None, :]
+    whole = aspect_loss(delta, labels, weight)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(delta, labels, reduction="none")
+    by_hand = ((losses * ordered).sum(dim=1) / ordered.sum(dim=1)).mean()
+    assert float(whole.detach()) == pytest.approx(float(by_hand.detach()), abs=1e-6)
+    (gradient,) = torch.autograd.grad(whole, delta)
+    halves = [aspect_loss(delta[:, part], labels[:, part], weight[:, part]) for part in (slice(0, 4), slice(4, 8))]
+    (cut,) = torch.autograd.grad(torch.stack(halves).mean(), delta)
+    torch.testing.assert_close(gradient, cut)
+    assert not gradient[labels == 0.5].any(), "a pair that orders nothing pulls nowhere"
+
+
+def test_brier_of_known_predictions() -> None:
+    assert brier_score(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == pytest.approx(0.25)
+    assert brier_score(np.array([0.9, 0.2]), np.array([1.0, 0.0])) == pytest.approx((0.01 + 0.04) / 2)
 
 
 def test_accuracy_leaves_ties_out() -> None:
@@ -124,13 +179,13 @@ def test_no_prompt_judges_a_temperature_it_helped_to_fit() -> None:
 def test_verdicts_are_decided_on_bounds() -> None:
     good, coin = synthetic(5), synthetic(6)
     coin = HeldOut(coin.delta, np.random.default_rng(0).permutation(coin.probability_a), coin.prompts)
-    assert accuracy_verdict(good, 0.65).state is VerdictState.PASS
-    assert accuracy_verdict(coin, 0.65).state is VerdictState.FAIL
+    assert accuracy_verdict("accuracy", good, 0.65).state is VerdictState.PASS
+    assert accuracy_verdict("accuracy", coin, 0.65).state is VerdictState.FAIL
     few = good.take(np.arange(60))
-    undecided = accuracy_verdict(few, 0.70)
+    undecided = accuracy_verdict("accuracy", few, 0.70)
     assert undecided.state is VerdictState.NEED_MORE_DATA
     assert undecided.needed
-    assert accuracy_verdict(good.take(np.arange(5)), 0.65).needed == 25
+    assert accuracy_verdict("accuracy", good.take(np.arange(5)), 0.65).needed == 25
 
 
 def test_clustering_by_prompt_widens_the_interval() -> None:
@@ -138,22 +193,41 @@ def test_clustering_by_prompt_widens_the_interval() -> None:
     correct = (pairs.delta > 0) == (pairs.probability_a > 0.5)
     order = np.argsort(correct, kind="stable")  # answers to one prompt are all right or all wrong
     clustered = HeldOut(pairs.delta[order], pairs.probability_a[order], tuple(f"p{i // 50}" for i in range(1000)))
-    alone, together = accuracy_verdict(pairs, 0.5), accuracy_verdict(clustered, 0.5)
+    alone, together = accuracy_verdict("accuracy", pairs, 0.5), accuracy_verdict("accuracy", clustered, 0.5)
     assert alone.estimate == together.estimate
     assert together.lower is not None
     assert alone.lower is not None
     assert together.lower < alone.lower - 0.05
 
 
+def human(rewards: np.ndarray, scores: np.ndarray) -> HumanScored:
+    count = len(scores)
+    return HumanScored(rewards.tolist(), scores.tolist(), [5.0] * count, tuple(map(str, range(count))))
+
+
 def test_correlation_and_the_whole_gate() -> None:
     truth = np.random.default_rng(8).normal(size=300)
     rewards = truth + np.random.default_rng(9).normal(0, 0.5, 300)
-    assert correlation_verdict(rewards.tolist(), truth.tolist(), 0.6).state is VerdictState.PASS
-    assert correlation_verdict((-rewards).tolist(), truth.tolist(), 0.6).state is VerdictState.FAIL
+    for sign, state in ((1, VerdictState.PASS), (-1, VerdictState.FAIL)):
+        spearman, pearson = correlation_verdicts(human(sign * rewards, truth), 0.6, 0)
+        assert (spearman.metric, spearman.state) == ("humanCorrelation", state)
+        assert (pearson.metric, pearson.state) == ("humanPearson", state)
     scores = HumanScores(uri="pvc://c/p", digest="sha256:" + "0" * 64)
-    gate = judge(synthetic(1), None, RewardModelValidation(human_scores=scores), True, 0)
-    assert [verdict.state for verdict in gate][2] is VerdictState.NEED_MORE_DATA, "no evidence is not a pass"
-    assert len(judge(synthetic(1), None, RewardModelValidation(), True, 0)) == 2
+    gate = judge(Evidence(synthetic(1)), RewardModelValidation(human_scores=scores), True, 0)
+    assert [v.metric for v in gate] == ["accuracy", "calibrationError", "humanCorrelation", "humanPearson"]
+    assert [v.state for v in gate[2:]] == [VerdictState.NEED_MORE_DATA] * 2, "no evidence is not a pass"
+    assert len(judge(Evidence(synthetic(1)), RewardModelValidation(), True, 0)) == 2
+
+
+def test_an_outlier_that_ranks_do_not_see_is_seen_by_pearson() -> None:
+    truth = np.random.default_rng(8).normal(size=300)
+    hacked = truth.copy()
+    hacked[:3] = 300.0  # three replies that found a hole in the reward
+    spearman, pearson = correlation_verdicts(human(hacked, truth), 0.6, 0)
+    assert spearman.state is VerdictState.PASS
+    assert pearson.state is VerdictState.FAIL or pearson.state is VerdictState.NEED_MORE_DATA
+    assert pearson.estimate is not None
+    assert pearson.estimate < 0.3
 
 
 def test_each_member_has_its_own_rows_and_every_step_the_same_again() -> None:
@@ -194,7 +268,7 @@ def _train(tiny_world: TinyWorld, world: World, steps: int, shuffled: bool) -> t
 
     def delta(part: slice) -> torch.Tensor:
         ids, lengths = to_batch(a[part] + b[part], encoder.pad_id)
-        first, second = engine(ids[None], lengths[None])[0].chunk(2)
+        first, second = engine(ids[None], lengths[None])[0, :, 0].chunk(2)
         return torch.as_tensor(first - second)
 
     for step in range(steps):

@@ -13,6 +13,7 @@ from rlhf_operator.api.labels import ATTEMPT, COMPONENT, OWNER_UID
 from rlhf_operator.kinds.base import Event, Key, Observed, Plan, Prices, Pulled, Settings
 from rlhf_operator.kinds.policy_optimization_job.plan import plan as plan_policy
 from rlhf_operator.kinds.reward_model_job.plan import plan as plan_reward
+from tests.property import cluster
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
@@ -45,6 +46,33 @@ def policy_spec(**changes: Any) -> dict[str, Any]:
         "output": {"uri": "pvc://artifacts/rm"},
         "trainer": {"numNodes": 2},
     }
+    return spec | changes
+
+
+def _texts(name: str, letter: str) -> dict[str, str]:
+    return {"uri": f"pvc://feedback/{name}.jsonl", "digest": digest(letter)}
+
+
+_ONLINE = {"rewardModel": {"jobRef": {"name": "rm"}}}
+# What a policy_spec needs besides, by algorithm.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "PPO": _ONLINE,
+    "GRPO": {**_ONLINE, "training": {"algorithm": "GRPO", "samplesPerPrompt": 4}},
+    "RLOO": {**_ONLINE, "training": {"algorithm": "RLOO", "samplesPerPrompt": 4}},
+    "ReinforcePlusPlus": {**_ONLINE, "training": {"algorithm": "ReinforcePlusPlus"}},
+    "BestOfN": {**_ONLINE, "training": {"algorithm": "BestOfN", "samplesPerPrompt": 8}},
+    "DPO": {"preferences": _texts("pairs", "1"), "training": {"algorithm": "DPO"}},
+    "KTO": {"preferences": _texts("thumbs", "2"), "training": {"algorithm": "KTO"}},
+    "SFT": {"demonstrations": _texts("demonstrations", "3"), "training": {"algorithm": "SFT"}},
+    "Distillation": {"teacher": {"jobRef": {"name": "teacher"}}, "training": {"algorithm": "Distillation"}},
+}
+
+
+def algorithm_spec(algorithm: str, **changes: Any) -> dict[str, Any]:
+    """The least that this algorithm runs with."""
+    spec = policy_spec(**ALGORITHMS[algorithm])
+    if "rewardModel" not in ALGORITHMS[algorithm]:
+        del spec["rewardModel"]
     return spec | changes
 
 
@@ -117,13 +145,18 @@ class World:
         return Observed(
             primary=copy.deepcopy(self.primary),
             children={kind: tuple(copy.deepcopy(list(objects.values()))) for kind, objects in self.children.items()},
-            related=self.related,
+            related={**self._claims(), **self.related},
             decisions=tuple(self.decisions),
             decisions_honoured=True,
             pulled=pulled,
             now=self.now,
             settings=self.settings,
         )
+
+    def _claims(self) -> dict[Key, dict[str, Any]]:
+        """Whatever the job names exists and can be shared, unless `related` says otherwise."""
+        claims = cluster.claims_for(self.primary)
+        return {Key(c["kind"], c["metadata"]["namespace"], c["metadata"]["name"]): c for c in claims}
 
     def once(self) -> Plan:
         """One pass, executed as the engine does; `log` gets what it wrote."""
@@ -297,8 +330,10 @@ class World:
         self.primary["metadata"]["generation"] += 1
         self.tick()
 
-    def upstream(self, name: str = "rm", letter: str = "e", validated: bool = True, **status: Any) -> None:
-        self.related[Key("RewardModelJob", "ml", name)] = {
+    def upstream(
+        self, name: str = "rm", letter: str = "e", validated: bool = True, kind: str = "RewardModelJob", **status: Any
+    ) -> None:
+        self.related[Key(kind, "ml", name)] = {
             "metadata": {"name": name, "uid": f"uid-{name}"},
             "status": {
                 "phase": "Succeeded",

@@ -107,6 +107,22 @@ def test_every_field_of_a_spec_is_described(definition: Any) -> None:
     assert silent == []
 
 
+# yaml.org/type/bool: kubectl and Argo CD read YAML 1.1, in which these keys are no text.
+YAML_BOOLEANS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.kind)
+def test_no_field_is_called_what_yaml_takes_for_a_boolean(definition: Any) -> None:
+    assert not YAML_BOOLEANS & {name.lower() for name in _names(root_schema(definition)["properties"]["spec"])}
+
+
+def _names(schema: dict[str, Any]) -> Iterator[str]:
+    for name, child in schema.get("properties", {}).items():
+        yield name
+        yield from _names(child)
+        yield from _names(child.get("items", {}))
+
+
 def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, child in schema.get("properties", {}).items():
         if not child.get("description"):
@@ -129,7 +145,7 @@ def test_the_operator_may_do_to_children_what_the_engine_does_and_only_read_what
     for child in kind.children:
         assert all(allowed(rules, verb, child) for verb in ("get", "list", "watch", "create", "patch", "delete"))
     written = {child for other in KINDS for child in other.children}
-    for seen in set(kind.observed_only) - written:
+    for seen in {*kind.observed_only, *kind.related} - written:
         assert allowed(rules, "watch", seen)
         assert not any(allowed(rules, verb, seen) for verb in ("create", "update", "patch", "delete"))
 

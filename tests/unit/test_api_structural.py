@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, create_model
 
 from rlhf_operator.api.meta import ApiSpec, ApiStatus, Cel, IntOrString, ListMap, ListSet, PreserveUnknown
 from rlhf_operator.api.structural import NotStructuralError, structural_schema
@@ -37,9 +37,22 @@ def properties(model: type[ApiSpec]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("bound", [Field(ge=0.5), Field(gt=0.5), Field(lt=0.5), Field(le=-0.5)])
+def test_a_bound_that_the_server_would_cut_to_a_whole_number_is_refused(bound: Any) -> None:
+    """As kube-apiserver 1.35 does: 0 is "not less than 0.5", and 0 is at least 0.5."""
+    with pytest.raises(NotStructuralError, match=r"rate: .* is cut to .*; use a whole bound"):
+        properties(create_model("Model", __base__=ApiSpec, rate=(Annotated[float, bound], 1.0)))
+
+
+@pytest.mark.parametrize("bound", [Field(le=0.5), Field(ge=-0.5)])
+def test_a_bound_whose_whole_part_says_the_same_of_whole_numbers_is_kept(bound: Any) -> None:
+    [rate] = properties(create_model("Model", __base__=ApiSpec, rate=(Annotated[float, bound], 0.0))).values()
+    assert 0.5 in (rate.get("maximum"), -rate.get("minimum", 0))
+
+
 def test_numbers_bounds_enums_and_constants() -> None:
     class Model(ApiSpec):
-        rate: Annotated[float, Field(gt=0.0, lt=1.5)] = 1.0
+        rate: Annotated[float, Field(gt=0.0, lt=2.0)] = 1.0
         count: Annotated[int, Field(ge=1)] = 3
         colour: Colour = Colour.RED
         only: Literal["PPO"] = "PPO"
@@ -49,7 +62,7 @@ def test_numbers_bounds_enums_and_constants() -> None:
             "type": "number",
             "minimum": 0,
             "exclusiveMinimum": True,
-            "maximum": 1.5,
+            "maximum": 2,
             "exclusiveMaximum": True,
             "default": 1,
         },

@@ -22,7 +22,7 @@ from rlhf_operator.engine.relister import Relister
 from rlhf_operator.engine.sources import gate_sources, sources
 from rlhf_operator.engine.store import Store
 from rlhf_operator.kinds.base import POD, Resource
-from rlhf_operator.kube.api import path_of
+from rlhf_operator.kube.api import path_of, proxy_of
 from rlhf_operator.obs import health
 from rlhf_operator.obs.logging import JsonFormatter, TextFormatter, bound
 from rlhf_operator.obs.metrics import CATALOGUE, Metrics, ObjectCollector
@@ -282,6 +282,59 @@ def test_facts_about_objects_are_a_function_of_the_store() -> None:
     assert metrics.registry.get_sample_value("rlhf_resource_condition", condition) == 1
     objects.clear()
     assert metrics.registry.get_sample_value("rlhf_resource_phase", {**identity, "phase": "Running"}) is None
+
+
+async def test_a_scrape_that_names_metrics_collects_no_others() -> None:
+    looked: list[int] = []
+
+    def primaries() -> list[Any]:
+        looked.append(1)
+        return [{"kind": "Widget", "metadata": {"namespace": "ns", "name": "ada"}, "status": {"phase": "Running"}}]
+
+    metrics = Metrics()
+    metrics.registry.register(ObjectCollector(primaries))
+    metrics.decisions_honoured.set(1)
+    server = health.Server(metrics, live=(), ready=(), measure=lambda: None)
+    await server.start("127.0.0.1", 0)
+    try:
+        one = await _scraped(server.port, "rlhf_operator_decisions_honoured")
+        assert [line for line in one.splitlines() if line[0] != "#"] == ["rlhf_operator_decisions_honoured 1.0"]
+        assert not looked
+        assert 'name="ada"' in await _scraped(server.port, "rlhf_resource_phase")
+        whole = await _scraped(server.port)
+        assert "rlhf_operator_decisions_honoured 1.0" in whole
+        assert 'name="ada"' in whole
+    finally:
+        await server.stop()
+
+
+async def _scraped(port: int, *names: str) -> str:
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url, params=[("name[]", name) for name in names]) as answer:
+        return await answer.text()
+
+
+@pytest.mark.parametrize(
+    ("server", "environment", "expected"),
+    [
+        ("https://10.0.0.1:443", {}, None),
+        ("https://10.0.0.1:443", {"HTTPS_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+        ("https://10.0.0.1:443", {"HTTP_PROXY": "http://proxy:3128"}, None),
+        ("https://10.0.0.1:443", {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "10.0.0.1"}, None),
+        ("https://10.0.0.1:443", {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc,10.0.0.1:443"}, None),
+        ("http://api.example", {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "example.org"}, "http://proxy:3128"),
+    ],
+)
+def test_the_proxy_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, server: str, environment: dict[str, str], expected: str | None
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert proxy_of(server) == expected
 
 
 def test_the_folder_operator_does_not_hide_the_standard_library() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf_operator.api.labels import ATTEMPT
 from rlhf_operator.kinds.base import Pulled
 from rlhf_operator.kinds.training.pods import parse_result
-from tests.unit.jobs_world import START, UID, World, policy_spec, result, reward_spec, success
+from tests.unit.jobs_world import ALGORITHMS, START, UID, World, algorithm_spec, result, reward_spec, success
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8)
 TIMES = st.sampled_from(
@@ -61,8 +61,10 @@ def _world(data: st.DataObject) -> World:
     kind = data.draw(st.sampled_from(["RewardModelJob", "PolicyOptimizationJob"]))
     more = {"ttlSecondsAfterFinished": 60, "preRunningDeadlineSeconds": 30, "activeDeadlineSeconds": 90,
             "budget": {"gpuHours": 0.1}}  # fmt: skip
-    world = World((reward_spec if kind == "RewardModelJob" else policy_spec)(**more), kind=kind)
+    algorithm = data.draw(st.sampled_from([*ALGORITHMS]))
+    world = World(reward_spec(**more) if kind == "RewardModelJob" else algorithm_spec(algorithm, **more), kind=kind)
     world.upstream()
+    world.upstream("teacher", kind="PolicyOptimizationJob")
     world.tick()
     stage = data.draw(st.integers(0, 6))
     if stage >= 1:
@@ -106,7 +108,10 @@ def test_plan_is_total(data: st.DataObject) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_spec_of_garbage_is_refused_and_never_raises(data: st.DataObject) -> None:
-    world = World()
+    algorithm = data.draw(st.none() | st.sampled_from([*ALGORITHMS]))
+    world = World() if algorithm is None else World(algorithm_spec(algorithm), kind="PolicyOptimizationJob")
+    world.upstream()
+    world.upstream("teacher", kind="PolicyOptimizationJob")
     world.primary["spec"] = _mutate(data, copy.deepcopy(world.primary["spec"]), data.draw(st.integers(1, 3)))
     plan = world.once()
     accepted = next(c for c in plan.status["conditions"] if c["type"] == "Accepted")

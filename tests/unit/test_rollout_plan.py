@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,45 @@ def test_the_first_policy_goes_straight_to_stable() -> None:
     assert world.condition("Progressing")["reason"] == "FirstRevision"
 
 
-def test_the_gateway_reserves_cpu_for_every_users_answers_pass_it() -> None:
+def reserved(world: World, deployment: str) -> dict[str, Any]:
+    (container,) = world.children["Deployment", deployment]["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = container["resources"]
+    return found
+
+
+def test_gateways_and_policy_servers_reserve_cpu_for_users_wait_for_them() -> None:
     """BestEffort pods stand still for seconds beside training pods on a busy node."""
     world = World().serving()
-    (container,) = world.children["Deployment", "desk-gateway"]["spec"]["template"]["spec"]["containers"]
-    assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+    assert reserved(world, "desk-gateway") == {"requests": {"cpu": "200m", "memory": "128Mi"}}
+    assert reserved(world, A_NAME) == {"requests": {"cpu": "200m"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "gateway", "server"),
+    [
+        (
+            {"requests": {"cpu": 2}},
+            {"requests": {"cpu": 2, "memory": "128Mi"}},
+            {"requests": {"cpu": 2}},
+        ),
+        (  # a default request above a limit would be refused: a limit is its own request
+            {"limits": {"cpu": "100m"}},
+            {"limits": {"cpu": "100m"}, "requests": {"memory": "128Mi"}},
+            {"limits": {"cpu": "100m"}},
+        ),
+        (
+            {"limits": {"nvidia.com/gpu": 1}, "requests": {"memory": "1Gi"}},
+            {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "200m", "memory": "1Gi"}},
+            {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "200m", "memory": "1Gi"}},
+        ),
+    ],
+)
+def test_what_is_asked_for_replaces_what_is_reserved_resource_by_resource(
+    asked: dict[str, Any], gateway: dict[str, Any], server: dict[str, Any]
+) -> None:
+    world = World(routing={"resources": asked}, serving={"resources": asked}).serving()
+    assert reserved(world, "desk-gateway") == gateway
+    assert reserved(world, A_NAME) == server
 
 
 def test_a_first_policy_that_never_served_is_replaced_without_a_trial() -> None:

@@ -2,6 +2,7 @@
 
 checkpoints RUN   the checkpoints of a run's folder, each read back and verified
 metrics           every figure a trainer reports, as a Markdown table
+data VERB FILE    validate, import, report on or diff preference data
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from rlhf_trainer.checkpoint import CheckpointRefused, published, read_manifest, verify
+from rlhf_trainer.data import cli as data_cli
 from rlhf_trainer.metrics import reference
 
 
@@ -22,7 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     inspect = commands.add_parser("checkpoints", help="verify the checkpoints of a run")
     inspect.add_argument("run", type=Path, help="<output>/<uid>, the folder that holds a1, a2, ...")
     commands.add_parser("metrics", help="print the catalogue of metrics")
+    data_cli.add_parser(commands)
     parsed = parser.parse_args(arguments)
+    if parsed.command == "data":
+        return data_cli.run(parsed)
     if parsed.command == "metrics":
         print(reference(), end="")
         return 0
@@ -44,7 +49,7 @@ def inspect_checkpoints(run: Path) -> int:
 def _describe(path: Path) -> tuple[bool, str]:
     try:
         manifest = read_manifest(path)
-        record = verify(path, manifest.config_digest, manifest.world_size).record
+        record = verify(path, manifest.config_digest).record
     except CheckpointRefused as refusal:
         return False, f"refused   {path}: {refusal}"
     ranks = "1 rank" if manifest.world_size == 1 else f"{manifest.world_size} ranks"

@@ -71,6 +71,12 @@ class RandomState:
         }
         torch.save(state, folder / f"rank-{self._world.rank}.pt")
 
+    def load_resharded(self, folder: Path, scratch: Path, alive: Callable[[], None]) -> None:  # noqa: ARG002
+        """A rank that the checkpoint has takes its state up; one that is new keeps its own. Neither can change what
+        a run computes: whatever decides is drawn from ``randomness``, which no state and no rank layout touches."""
+        if (folder / f"rank-{self._world.rank}.pt").exists():
+            self.load(folder)
+
     def load(self, folder: Path) -> None:
         # weights_only=False: the states are plain tuples of Python and numpy; the file's sha256 was verified before.
         state = torch.load(folder / f"rank-{self._world.rank}.pt", weights_only=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,12 +105,19 @@ def _combine(digests: list[bytes]) -> str:
 
 def _parse_row(line: bytes, path: Path | str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError) as error:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise RowError(f"{path}:{number}: not a JSON object in UTF-8 ({error}); each line must be one") from error
     if not isinstance(row, dict):
         raise RowError(f"{path}:{number}: a JSON {type(row).__name__}, but each line must be one JSON object")
     return row
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large for a number")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -6,12 +6,14 @@ extension is compiled at start: pods have a read-only root and need no compiler.
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_trainer.config import Precision
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, Invalid
+from rlhf_trainer.waiting import on_main
 
 # DeepSpeed probes the accelerator by import; say "cpu" before that where there is no GPU.
 if not torch.cuda.is_available():
@@ -66,6 +70,15 @@ class EngineOptions:
     max_grad_norm: float = 0.0  # 0: no clipping
     adam_betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-8
+    precision: Precision = Precision.AUTO
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Of weights and activations; optimiser state and master weights are float32 in any case."""
+    if precision is Precision.AUTO:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
 
 
 class Engine:
@@ -155,10 +168,10 @@ class Engine:
         return self._gradient_norm
 
     @contextmanager
-    def gathered(self, modify: bool = False) -> Iterator[nn.Module]:
+    def gathered(self, modify: bool = False, trained_only: bool = False) -> Iterator[nn.Module]:
         """The module with whole parameters (ZeRO-3 gathers them once): for generation, saving and, with ``modify``,
-        changes made on rank 0. Every rank must enter it."""
-        parameters = list(self.module.parameters())
+        changes made on rank 0; with ``trained_only`` frozen ones stay sharded. Every rank must enter it."""
+        parameters = [each for each in self.module.parameters() if each.requires_grad or not trained_only]
         if self.options.zero_stage < 3:
             yield self.module
             return
@@ -181,6 +194,27 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no state to load at this ZeRO stage and world size")
+
+    def load_resharded(self, folder: Path, scratch: Path, alive: Callable[[], None]) -> None:
+        """Restores what ``save`` wrote at the same ZeRO stage by another number of ranks. Collective.
+
+        Stage 0 has nothing sharded. Otherwise rank 0 makes DeepSpeed's universal checkpoint of it in ``scratch``: one
+        file per parameter and optimiser moment, of which every rank reads its new share.
+        """
+        if self.options.zero_stage == 0:
+            self.load(folder)
+            return
+        on_main(self.world, lambda: _make_universal(folder / _TAG, scratch / _TAG), alive)
+        groups = self._engine.optimizer.param_groups
+        own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            self.load(scratch)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        # Stage 3 gives every group the settings of the first: vectors would suddenly decay.
+        for group, settings in zip(groups, own, strict=True):
+            group.update(settings)
 
     def close(self) -> None:
         """Frees hooks and buffers; the engine cannot be used afterwards."""
@@ -217,10 +251,26 @@ class Engine:
                 "stage3_prefetch_bucket_size": min(bucket, 50_003_968),
                 "stage3_param_persistence_threshold": 0,
             },
-            "bf16": {"enabled": self.world.device.type == "cuda"},
+            "bf16": {"enabled": compute_dtype(self.options.precision, self.world.device) == torch.bfloat16},
             "steps_per_print": 2**31,  # never; 0 divides by zero
             "checkpoint": {"tag_validation": "Ignore"},
         }
+
+
+def _make_universal(source: Path, target: Path) -> None:
+    """DeepSpeed's offline conversion, in this process and without its chatter."""
+    converter = importlib.import_module("deepspeed.checkpoint.ds_to_universal")
+    options = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process: children would load torch and DeepSpeed once more
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # the version entry that ZeRO-1 and 2 need; nothing else is known to be missing
+    )
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        converter.main(options)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> Sequence[dict[str, Any]]:

@@ -68,6 +68,13 @@ class Preempted(Ended):
     reason = "PreemptedByScheduler"
 
 
+class GateRefused(Ended):
+    """A gate that comes before the work refuses it; the reason names the gate, the message every verdict."""
+
+    failure_class = FailureClass.GATE_FAILED
+    reason = "GateRefused"
+
+
 class RendezvousFailed(Ended):
     """The ranks did not meet, or a collective timed out or lost its peer."""
 

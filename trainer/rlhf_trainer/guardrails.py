@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +55,20 @@ class Guardrails:
         self._counts = [0] * len(self._rails)
 
     def state(self) -> dict[str, Any]:
-        return {"counts": self._counts, "since": self._since}
+        entries = zip(self._rails, self._counts, self._since, strict=True)
+        return {_identity(rail): {"count": count, "since": since} for rail, count, since in entries}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up saved counts, unless the guardrails were edited since (allowed while suspended)."""
-        if len(state["counts"]) == len(self._rails):
-            self._counts, self._since = list(state["counts"]), list(state["since"])
+        """Takes up the saved counts of guardrails that are still the same; an edited one (which a suspended job
+        allows) counts from its start."""
+        for index, rail in enumerate(self._rails):
+            saved = state.get(_identity(rail))
+            if saved is not None:
+                self._counts[index], self._since[index] = int(saved["count"]), int(saved["since"])
+
+
+def _identity(rail: TrainingGuardrail) -> str:
+    return json.dumps(rail.model_dump(mode="json"), sort_keys=True)
 
 
 def _beyond(rail: TrainingGuardrail, value: float) -> bool:

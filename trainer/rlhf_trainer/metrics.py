@@ -39,6 +39,17 @@ _DEFINED = (
     Metric("temperature", "1", "Calibration temperature: reward differences are divided by it."),
     Metric("humanCorrelation", "1", "Spearman correlation of rewards with trusted human scores."),
     Metric("droppedPairs", "rows", "Preference rows longer than maxLength, dropped."),
+    Metric("brierScore", "1", "Mean squared error of predicted preferences on held-out pairs; a coin scores 0.25."),
+    Metric("humanPearson", "1", "Pearson correlation of rewards with trusted human scores."),
+    Metric("lengthBias", "1", "|Rank correlation of reward and length - that of trusted scores and length|."),
+    Metric("cohortGap", "fraction", "Largest difference of held-out accuracy between a cohort and the rest."),
+    Metric("probePassRate", "fraction", "Share of spoilt favourites with a lower reward, of the worst kind of probe."),
+    Metric("keywordStuffingPassRate", "fraction", "Share of favourites that beat themselves stuffed with keywords."),
+    Metric("truncationPassRate", "fraction", "Share of favourites that beat their own first half."),
+    Metric("wrongTopicPassRate", "fraction", "Share of favourites that beat a reply to another prompt."),
+    Metric("emptyPassRate", "fraction", "Share of favourites that beat the empty reply."),
+    Metric("aspectAccuracy", "fraction", "Held-out accuracy of the worst aspect head."),
+    Metric("rewardScale", "reward", "Standard deviation of the reward on the reference set, stored with the model."),
     # Policy optimisation
     Metric("reward", "reward", "Mean score of the responses by the reward model, after the ensemble penalty."),
     Metric("rewardStd", "reward", "Standard deviation of that score over the step's responses."),
@@ -73,7 +84,20 @@ _DEFINED = (
     Metric("winRate", "fraction", "Share of evaluation prompts on which the policy beats its base, ties half."),
     Metric("violationRate", "fraction", "Share of evaluation responses that break a safety rule."),
     Metric("evaluationKl", "nats", "Mean sequence KL from the reference over the evaluation responses."),
+    Metric("lengthControlledWinRate", "fraction", "Win rate at equal length, by a logistic fit on the difference."),
+    Metric("proxyShift", "1", "Held-out reward over the base's, in standard deviations of the base (oversight)."),
+    Metric("auditShift", "1", "Held-out audit reward over the base's, in standard deviations of the base."),
+    Metric("auditGap", "1", "proxyShift minus auditShift: what the reward model sees and the audit does not."),
     Metric("auditReward", "reward", "Mean score of evaluation responses by the audit reward model."),
+    # Learning from given texts (for DPO and KTO, `kl` is over the better responses of the data)
+    Metric("droppedRows", "rows", "Prompts, pairs and demonstrations longer than the limits of training, dropped."),
+    Metric("rewardMargin", "1", "Mean beta x log-ratio of the better responses minus that of the worse."),
+    Metric("preferenceAccuracy", "fraction", "Share of pairs whose better response has the higher implicit reward."),
+    Metric("chosenReward", "1", "Implicit reward, beta x log(policy / reference), of the better responses."),
+    Metric("rejectedReward", "1", "Implicit reward of the worse responses."),
+    Metric("referencePoint", "nats", "KTO: estimated KL from the reference that gains and losses are measured from."),
+    Metric("divergence", "nats", "Distillation: mean divergence of student from teacher per response token."),
+    Metric("onPolicyShare", "fraction", "Distillation: share of the step's responses that the student wrote."),
 )
 
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _DEFINED}

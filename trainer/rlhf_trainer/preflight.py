@@ -7,40 +7,61 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlhf_trainer.cgroup import memory_limit
-from rlhf_trainer.digests import DigestMismatchError, RowError, check_digest, dataset_digest, folder_digest
+from rlhf_trainer.config import Algorithm, DeepSpeed, DistillationMode, Lora
+from rlhf_trainer.digests import MANIFEST, DigestMismatchError, RowError, check_digest, dataset_digest, folder_digest
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, parameters_in, read_model
+from rlhf_trainer.preflight_text import check_same_vocabulary, check_vocabulary, open_tokenizer
+from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
+
+__all__ = ["check_attempt", "check_batch", "check_memory", "check_too_long", "warn_of_memory"]
 
 log = logging.getLogger(__name__)
 
 _TOO_LONG_SHARE = 0.5  # of the rows; beyond it the data does not fit the job rather than a row the model
+_HOPELESS = 1.2  # times the memory limit
 
 
 def check_attempt(config: AttemptConfig) -> None:
-    """Everything about the attempt that needs neither a tokenizer nor rows. Run by rank 0, before the others go on."""
+    """Everything about the attempt that needs no rows. Run by rank 0, before the others go on; cheap checks first."""
+    check_training(config)
+    models = {name: _read_model(name, located) for name, located in _trained_from(config)}
     for name, located in _folders(config):
         _check(name, located, folder_digest)
     for name, located in _datasets(config):
         _check(name, located, dataset_digest)
     _check_audit(config)
+    _check_models(config, models)
 
 
-def check_batch(rows_per_step: int, world_size: int, mini_batches: int, field: str) -> None:
-    """``rows_per_step`` must divide over ranks and mini batches."""
-    parts = world_size * mini_batches
-    if rows_per_step % parts:
-        below, above = rows_per_step // parts * parts, -(-rows_per_step // parts) * parts
-        choices = f"{below} or {above}" if below else str(above)
-        raise Invalid(
-            f"training.{field} is {rows_per_step}, which does not divide over {world_size} ranks"
-            + (f" and {mini_batches} mini batches" if mini_batches > 1 else "")
-            + f"; choose {choices}"
-        )
+def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> None:
+    tokenizers = {name: open_tokenizer(name, model.path) for name, model in models.items()}
+    for name, model in models.items():
+        vocabulary = model.config.get("vocab_size")
+        check_vocabulary(name, model.path, tokenizers[name], vocabulary if isinstance(vocabulary, int) else None)
+    training, reward = config.policy_training, config.reward_model_training
+    if reward is not None and "baseModel" in models:
+        _check_trained(models["baseModel"], reward.lora, reward.ensemble.members, reward.deepspeed, config.world_size)
+        check_context(models["baseModel"], reward.max_length, "training.maxLength")
+    if training is not None and "policy" in models:
+        _check_trained(models["policy"], training.lora, 1, training.deepspeed, config.world_size)
+        longest = training.max_prompt_length + training.generation.max_new_tokens
+        check_context(models["policy"], longest, "training.maxPromptLength and generation.maxNewTokens")
+        by_token = training.distillation.mode is DistillationMode.ON_POLICY
+        if training.algorithm is Algorithm.DISTILLATION and by_token and "teacher" in models:
+            check_same_vocabulary(tokenizers["policy"], tokenizers["teacher"], models["teacher"].path)
+
+
+def _check_trained(model: ModelFolder, lora: Lora | None, copies: int, deepspeed: DeepSpeed, world_size: int) -> None:
+    if lora is None:  # adapters need gradients and moments of a small part only
+        check_memory(model.path, copies, deepspeed.zero_stage, world_size)
+    else:
+        check_lora_targets(model, lora.target_modules)
 
 
 def check_too_long(path: str, dropped: int, total: int, limit: int, field: str) -> None:
@@ -57,16 +78,34 @@ def check_too_long(path: str, dropped: int, total: int, limit: int, field: str) 
 
 def warn_of_memory(model: Path, copies: int, zero_stage: int, world_size: int) -> None:
     """Logs when the training state alone (weights, gradients, Adam) looks larger than the container's memory."""
+    message = memory_problem(model, copies, zero_stage, world_size, slack=1.0)
+    if message is not None:
+        log.warning("%s", message)
+
+
+def check_memory(model: Path, copies: int, zero_stage: int, world_size: int) -> None:
+    """Refuses a training state that cannot fit, by a margin no estimate is wrong by: activations come on top."""
+    message = memory_problem(model, copies, zero_stage, world_size, slack=_HOPELESS)
+    if message is not None:
+        raise Invalid(message, reason="OutOfMemory")
+
+
+def memory_problem(model: Path, copies: int, zero_stage: int, world_size: int, slack: float) -> str | None:
+    """What is wrong when the state of the ranks of this container needs more than ``slack`` times its memory."""
     limit, parameters = memory_limit(), count_parameters(model)
     if limit is None or parameters is None:
-        return
+        return None
     needed = training_bytes(parameters * copies, zero_stage, world_size)
-    if needed > limit:
-        log.warning(
-            "%s: weights, gradients and optimiser need about %.1f GiB per rank at ZeRO stage %d, the container has "
-            "%.1f GiB; raise deepspeed.zeroStage, the number of ranks or the memory limit",
-            model, needed / 2**30, zero_stage, limit / 2**30,
-        )  # fmt: skip
+    if needed <= limit * slack:
+        return None
+    return (
+        f"{model}: weights, gradients and optimiser need about {_gib(needed)} per rank at ZeRO stage {zero_stage}, the "
+        f"container has {_gib(limit)}; raise deepspeed.zeroStage, the number of ranks or the memory limit"
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.3g} MiB"
 
 
 def training_bytes(parameters: int, zero_stage: int, world_size: int) -> int:
@@ -78,18 +117,7 @@ def training_bytes(parameters: int, zero_stage: int, world_size: int) -> int:
 
 def count_parameters(model: Path) -> int | None:
     """Parameters in a folder's safetensors files, read from their headers; None where there are none."""
-    total = 0
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for dimension in tensor["shape"]:
-                    size *= dimension
-                total += size
-    return total or None
+    return parameters_in(model) or None
 
 
 def _check(name: str, located: Located, digest: Callable[[Path], str]) -> None:
@@ -116,6 +144,35 @@ def _check_audit(config: AttemptConfig) -> None:
             "spec.auditRewardModel is the same model as spec.rewardModel, so it cannot catch what that one misses; "
             "train one on other preferences"
         )
+    lineages = {_preferences_of(config.reward_model), _preferences_of(config.audit_reward_model)}
+    if len(lineages) == 1 and None not in lineages:
+        raise Invalid(
+            f"spec.auditRewardModel was trained on the same preferences as spec.rewardModel ({lineages.pop()}), so it "
+            "shares its mistakes; train it on other preferences"
+        )
+
+
+def _preferences_of(model: Located) -> str | None:
+    """The digest of the data a reward model was trained on, by its manifest; None for a model from elsewhere."""
+    try:
+        manifest = json.loads((Path(model.path) / MANIFEST).read_bytes())
+        digest = manifest["lineage"]["preferences"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
+def _read_model(name: str, located: Located) -> ModelFolder:
+    path = Path(located.path)
+    if not path.is_dir():
+        raise Invalid(f"spec.{name} ({located.uri or path}): not a folder; check the path and the mounted claim")
+    return read_model(name, path)
+
+
+def _trained_from(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
+    """Models in Hugging Face's layout; reward models have a layout of their own, which their loader checks."""
+    named = {"baseModel": config.base_model, "policy": config.policy, "teacher": config.teacher}
+    return ((name, located) for name, located in named.items() if located is not None)
 
 
 def _folders(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
@@ -124,6 +181,7 @@ def _folders(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
         "policy": config.policy,
         "rewardModel": config.reward_model,
         "auditRewardModel": config.audit_reward_model,
+        "teacher": config.teacher,
     }
     return ((name, located) for name, located in named.items() if located is not None)
 
@@ -133,5 +191,6 @@ def _datasets(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
         "preferences": config.preferences,
         "validation.humanScores": config.human_scores,
         "prompts": config.prompts,
+        "demonstrations": config.demonstrations,
     }
     return ((name, located) for name, located in named.items() if located is not None)

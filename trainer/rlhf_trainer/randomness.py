@@ -30,6 +30,9 @@ class Stream(IntEnum):
     PROMPTS = 6
     EVALUATION = 7
     MINI_BATCHES = 8
+    COLLECTION = 16
+    OVERSIGHT = 21
+    PREFLIGHT = 22
 
 
 def generator(seed: int, stream: Stream, step: int = 0, sample: int = 0) -> np.random.Generator:

@@ -141,6 +141,7 @@ class CheckpointRecord(Wire):
     path: str
     digest: str
     time: datetime
+    converted_from: int | None = None  # ranks that wrote it, where a resume converted it for another number
 
 
 class SkippedCheckpoint(Wire):

@@ -57,6 +57,8 @@ def run_attempt(config: AttemptConfig, loop: Loop, world: World, ranks: RankFile
             if ended is not error:
                 log.exception("rank %d ended by an error", world.rank)
             result = _result(config, world.rank, ended, session)
+        if session is not None:
+            session.close(result)
         board.phase(ReportPhase.DONE)
     return result
 
@@ -128,6 +130,7 @@ def _result(config: AttemptConfig, rank: int, ended: Ended, session: Session | N
             "resumed_from": session.resumed_from,
             "skipped_checkpoints": session.skipped,
             "metrics": session.board.report.metrics,
+            "verdicts": session.board.report.verdicts,
         }
     )
 

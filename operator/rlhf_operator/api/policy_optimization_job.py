@@ -1,23 +1,41 @@
-"""PolicyOptimizationJob: a base policy and a validated reward model in, an evaluated policy out."""
+"""PolicyOptimizationJob: a base policy and what it learns from in, an evaluated policy out."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
-from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, TrainingJobStatus, immutable
-from rlhf_trainer.config import Evaluation, PolicyTraining, TrainingGuardrail
+from rlhf_operator.api.policy_rules import RULES, broken, one_of
+from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
+from rlhf_operator.api.training_status import TrainingJobStatus
+from rlhf_trainer.config import ONLINE, Evaluation, PolicyTraining, TrainingGuardrail
 
 
 class PolicyOptimizationJobSpec(TrainingJobSpec):
-    policy: Source
-    reward_model: ArtifactSource
-    audit_reward_model: ArtifactSource | None = Field(
-        None, description="Scores the policy but never trains it; refused when it is the training reward model."
+    policy: Source = Field(description="The base policy: where training starts, and the reference it is held near.")
+    reward_model: ArtifactSource | None = Field(
+        None, description="What PPO, GRPO, RLOO, ReinforcePlusPlus and BestOfN train against."
     )
-    prompts: Source
+    preferences: Source | None = Field(
+        None, description="Annotated pairs: DPO compares their responses, KTO takes each of them as good or bad."
+    )
+    demonstrations: Source | None = Field(None, description="Prompts with the responses to imitate (SFT).")
+    teacher: ArtifactSource | None = Field(
+        None,
+        description="The policy to learn from (Distillation): of a PolicyOptimizationJob, once that is Validated, or "
+        "pinned.",
+    )
+    audit_reward_model: ArtifactSource | None = Field(
+        None,
+        description="Judges the policy but never trains it; refused when it shares weights or preferences with what "
+        "does. Without one the win rate is judged by rewardModel, or, where there is none, not at all.",
+    )
+    prompts: Source = Field(
+        description="Prompts to train on; about a fifth is held out by a hash of the text, and the policy is judged on "
+        "these. DPO, KTO and SFT use them for judging alone."
+    )
     training: PolicyTraining = PolicyTraining()
     guardrails: Annotated[list[TrainingGuardrail], Field(max_length=16)] = Field(
         default_factory=list, description="Bounds on training metrics, judged at every step."
@@ -25,26 +43,30 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
     evaluation: Evaluation = Evaluation()
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
+        *(rule.to_cel() for rule in RULES),
         Cel(
-            "type(self.trainer.numProcPerNode) != int || self.training.promptsPerStep"
-            " % (self.trainer.numNodes * int(self.trainer.numProcPerNode) * self.training.ppo.miniBatches) == 0",
-            "training.promptsPerStep must be divisible by trainer.numNodes x trainer.numProcPerNode x "
-            "training.ppo.miniBatches",
+            "type(self.trainer.numProcPerNode) != int || self.training.promptsPerStep * self.training.samplesPerPrompt"
+            " % (self.trainer.numNodes * int(self.trainer.numProcPerNode)"
+            f" * ({one_of(ONLINE)} ? self.training.ppo.miniBatches : 1)) == 0",
+            "training.promptsPerStep x training.samplesPerPrompt must be divisible by trainer.numNodes x "
+            "trainer.numProcPerNode, and online by that x training.ppo.miniBatches",
         ),
         Cel(
-            "!has(self.auditRewardModel) || ("
+            "!has(self.auditRewardModel) || !has(self.rewardModel) || ("
             "!(has(self.auditRewardModel.digest) && has(self.rewardModel.digest)"
             " && self.auditRewardModel.digest == self.rewardModel.digest)"
             " && !(has(self.auditRewardModel.jobRef) && has(self.rewardModel.jobRef)"
             " && self.auditRewardModel.jobRef.name == self.rewardModel.jobRef.name))",
             "auditRewardModel must not be rewardModel: an audit by the model that trained the policy shows nothing",
         ),
-        Cel(
-            "!has(self.guardrails) || self.guardrails.all(g, (has(g.above) || has(g.below))"
-            " && (!has(g.above) || !has(g.below) || g.below < g.above))",
-            "a guardrail needs above, below or both, and below must be less than above",
-        ),
     )
+
+    @model_validator(mode="after")
+    def _ruled(self) -> Self:
+        """The API server has checked the same, unless its CRDs are older than this operator."""
+        if message := broken(self):
+            raise ValueError(message)
+        return self
 
 
 class PolicyOptimizationJobStatus(TrainingJobStatus):
@@ -52,7 +74,8 @@ class PolicyOptimizationJobStatus(TrainingJobStatus):
 
 
 class PolicyOptimizationJob(ApiSpec):
-    """Tunes a policy against a reward model by reinforcement learning and evaluates it against its base."""
+    """Tunes a policy by reinforcement learning against a reward model, from preferences, from demonstrations or from a
+    teacher, and evaluates it."""
 
     api_version: Literal["rlhf.dev/v1alpha1"] = "rlhf.dev/v1alpha1"
     kind: Literal["PolicyOptimizationJob"] = "PolicyOptimizationJob"
@@ -62,8 +85,17 @@ class PolicyOptimizationJob(ApiSpec):
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         *TRAINING_JOB_RULES,
+        Cel(
+            "!has(self.spec.teacher) || !has(self.spec.teacher.jobRef)"
+            " || self.spec.teacher.jobRef.name != self.metadata.name",
+            "spec.teacher is this job itself, which would wait for ever: name another PolicyOptimizationJob",
+            field_path=".spec.teacher",
+        ),
         immutable("policy"),
-        immutable("rewardModel"),
+        immutable("rewardModel", optional=True),
+        immutable("preferences", optional=True),
+        immutable("demonstrations", optional=True),
+        immutable("teacher", optional=True),
         immutable("auditRewardModel", optional=True),
         immutable("prompts"),
         immutable("training"),

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rlhf_operator.api.meta import ApiSpec, Cel, PreserveUnknown, Source
-from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, TrainingJobStatus, immutable
+from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
+from rlhf_operator.api.training_status import TrainingJobStatus
 from rlhf_trainer.config import RewardModelTraining, RewardModelValidation
 
 

@@ -104,7 +104,7 @@ class _Walker:
             if key in _COPIED:
                 out[key] = value
             elif key in _NUMBERS:
-                out[key] = tidy_number(value)
+                out[key] = _bound(key, value, path)
             elif key in _KEYWORDS:
                 _KEYWORDS[key](self, out, value, path, within)
             elif key not in _DROPPED:
@@ -157,15 +157,15 @@ class _Walker:
         if value is not None and not _in_status(path):
             out["default"] = tidy_number(value)
 
-    def _exclusive(self, bound: str, out: Schema, value: float) -> None:
-        out[bound] = tidy_number(value)
+    def _exclusive(self, bound: str, out: Schema, value: float, path: str) -> None:
+        out[bound] = _bound("exclusive" + bound.capitalize(), value, path)
         out["exclusive" + bound.capitalize()] = True
 
-    def _exclusive_minimum(self, out: Schema, value: float, _path: str, _within: tuple[str, ...]) -> None:
-        self._exclusive("minimum", out, value)
+    def _exclusive_minimum(self, out: Schema, value: float, path: str, _within: tuple[str, ...]) -> None:
+        self._exclusive("minimum", out, value, path)
 
-    def _exclusive_maximum(self, out: Schema, value: float, _path: str, _within: tuple[str, ...]) -> None:
-        self._exclusive("maximum", out, value)
+    def _exclusive_maximum(self, out: Schema, value: float, path: str, _within: tuple[str, ...]) -> None:
+        self._exclusive("maximum", out, value, path)
 
     def _const(self, out: Schema, value: Any, _path: str, _within: tuple[str, ...]) -> None:
         out["enum"] = [value]
@@ -196,6 +196,16 @@ _KEYWORDS: Mapping[str, Callable[[_Walker, Schema, Any, str, tuple[str, ...]], N
     "format": _Walker._format,
     "uniqueItems": _Walker._unique_items,
 }
+
+
+def _bound(keyword: str, value: float, path: str) -> int | float:
+    """The API server compares whole numbers with the whole part of a bound: 0 is not less than 0.5 to it."""
+    same = {"minimum": value < 0, "maximum": value > 0, "multipleOf": True}
+    if not float(value).is_integer() and not same.get(keyword, False):
+        problem = f"{keyword} {value} is cut to {int(value)} when the API server compares a whole number with it"
+        raise NotStructuralError(path, problem, "use a whole bound, an inclusive one further inside, or a Cel rule")
+    number: int | float = tidy_number(value)
+    return number
 
 
 def tidy_number(value: Any) -> Any:

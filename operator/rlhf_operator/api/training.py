@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from rlhf_operator.api.meta import (
     ApiSpec,
-    ApiStatus,
     Cel,
-    Conditions,
     IntOrString,
     ListMap,
     ListSet,
@@ -19,14 +17,10 @@ from rlhf_operator.api.meta import (
 )
 from rlhf_operator.api.pod_template import PodTemplate
 from rlhf_trainer.config import Checkpoints
-from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, SkippedCheckpoint, Verdict
 
 # torchrun reads PET_*, the others are what it sets for its workers: a user's value would split the process group.
 RESERVED_ENV = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 RESERVED_ENV_PREFIXES = ("PET_", "TORCHELASTIC_", "RLHF_")
-
-MAX_ATTEMPTS_KEPT = 10
-MAX_CHECKPOINTS_KEPT = 10
 
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 Quantities = Annotated[
@@ -188,118 +182,6 @@ class TrainingJobSpec(ApiSpec):
         None, description="The children of a finished job are deleted after this; the job itself never is."
     )
     budget: Budget | None = None
-
-
-class JobPhase(StrEnum):
-    PENDING = "Pending"
-    QUEUED = "Queued"
-    INITIALIZING = "Initializing"
-    RUNNING = "Running"
-    DEGRADED = "Degraded"
-    RESTARTING = "Restarting"
-    SUSPENDED = "Suspended"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-
-
-class Usage(ApiStatus):
-    """Seconds of wall time by what the pods did, and what that cost. lostSeconds is trained but not checkpointed."""
-
-    queued_seconds: float = 0.0
-    initializing_seconds: float = 0.0
-    training_seconds: float = 0.0
-    lost_seconds: float = 0.0
-    gpu_seconds: float = 0.0
-    cost_usd: float | None = Field(None, alias="costUSD")
-
-
-class Attempt(ApiStatus):
-    """One child Job; counters are derived from these entries, never incremented.
-
-    Times mark when the operator learned of it; an eviction by Kueue folds them into `usage` and starts over.
-    """
-
-    number: int
-    job_uid: str = ""
-    pod_uids: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
-    started_at: AwareDatetime  # this entry was written; the Job is created after
-    queued_at: AwareDatetime | None = None  # waits for quota and nodes since; default: startedAt
-    admitted_at: AwareDatetime | None = None  # the Job was seen unsuspended
-    scheduled_at: AwareDatetime | None = None  # the first pod has a node: accelerators are held from here on
-    ready_at: AwareDatetime | None = None  # all pods were ready
-    running_at: AwareDatetime | None = None  # the first report of a training step
-    ended_at: AwareDatetime | None = None
-    failed_at: AwareDatetime | None = None  # the earliest failure of a pod; the entry ends when all pods have
-    stopping: Annotated[str, Field(max_length=64)] | None = None  # why the operator ends it
-    failure_class: Annotated[str, Field(max_length=64)] | None = None
-    reason: Annotated[str, Field(max_length=128)] | None = None
-    message: Annotated[str, Field(max_length=1024)] | None = None
-    exit_code: int | None = None
-    counted: bool = False
-    action: Literal["Complete", "Fail", "Restart", "Suspend"] | None = None  # what follows from its end
-    released_by: Annotated[str, Field(max_length=253)] | None = None  # the Decision that lets a paused job go on
-    resumed_from_step: int | None = None
-    skipped_checkpoints: Annotated[list[SkippedCheckpoint], Field(max_length=5)] = Field(default_factory=list)
-    step: int = 0
-    usage: Usage = Usage()
-
-
-class EvictedAttempts(ApiStatus):
-    """Running totals of ledger entries that were dropped because the ledger is bounded."""
-
-    count: int = 0
-    restarts: int = 0
-    counted: int = 0
-    usage: Usage = Usage()
-
-
-class Progress(ApiStatus):
-    attempt: int
-    phase: str
-    step: int = 0
-    total_steps: int = 0
-    world_size: int = 0
-    last_step_at: AwareDatetime | None = None
-    reported_at: AwareDatetime  # time of the report that was written here; at most one in 30 s
-
-
-class ArtifactStatus(ApiStatus):
-    uri: str
-    digest: str
-
-
-class WaiverStatus(ApiStatus):
-    """A gate that a person answered for."""
-
-    decision: str
-    by: str
-    digest: str
-
-
-class TrainingJobStatus(ApiStatus):
-    phase: JobPhase = JobPhase.PENDING
-    conditions: Conditions = Field(default_factory=list)
-    observed_generation: int = 0
-    attempt: int = 0
-    restarts: int = 0  # all of them; restartsCounted is held against maxRestarts
-    restarts_counted: int = 0
-    start_time: AwareDatetime | None = None
-    completion_time: AwareDatetime | None = None
-    attempts: Annotated[list[Attempt], ListMap(("number",)), Field(max_length=MAX_ATTEMPTS_KEPT)] = Field(
-        default_factory=list
-    )
-    evicted_attempts: EvictedAttempts | None = None
-    progress: Progress | None = None
-    metrics: Annotated[dict[str, float], Field(max_length=64)] = Field(default_factory=dict)
-    checkpoints: Annotated[list[CheckpointRecord], Field(max_length=MAX_CHECKPOINTS_KEPT)] = Field(default_factory=list)
-    guardrails: Annotated[list[GuardrailReport], Field(max_length=16)] = Field(default_factory=list)
-    artifact: ArtifactStatus | None = None
-    lineage: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
-    verdicts: Annotated[list[Verdict], Field(max_length=16)] = Field(default_factory=list)
-    waiver: WaiverStatus | None = None
-    inputs: Annotated[dict[str, ArtifactStatus], Field(max_length=16)] = Field(default_factory=dict)  # as resolved
-    usage: Usage = Usage()
-    pod_template_digest: str | None = None
 
 
 _IDLE = (

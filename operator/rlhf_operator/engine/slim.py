@@ -1,7 +1,8 @@
 """What of a watched object is worth its memory.
 
 Kept is what plans read and what "desired is a subset of live" compares; dropped are managedFields, the copy that
-`kubectl apply` keeps in an annotation, and the pod templates of Jobs, which are immutable and never compared.
+`kubectl apply` keeps in an annotation, the pod templates of Jobs, which are immutable and never compared, and of
+claims, which are everybody's, all but a few fields.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_operator.kinds.base import JOB, POD, Object
+from rlhf_operator.kinds.base import JOB, PERSISTENT_VOLUME_CLAIM, POD, Object
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _POD_SPEC = ("nodeName", "schedulingGates", "priorityClassName", "terminationGracePeriodSeconds")
 _CONTAINER = ("name", "image", "resources")
+_METADATA = ("namespace", "name", "uid", "resourceVersion", "deletionTimestamp")
 
 
 def slim(raw: Object) -> dict[str, Any]:
     """A new object; `raw` is not changed, but the two share what is kept."""
+    if raw.get("kind") == PERSISTENT_VOLUME_CLAIM.kind:
+        return _claim(raw)
     kept = {key: value for key, value in raw.items() if key != "metadata"}
     kept["metadata"] = _metadata(raw["metadata"])
     if raw.get("kind") == POD.kind:
@@ -25,6 +29,13 @@ def slim(raw: Object) -> dict[str, Any]:
     elif raw.get("kind") == JOB.kind:
         kept["spec"] = _job_spec(raw.get("spec") or {})
     return kept
+
+
+def _claim(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """All claims of the cluster are watched: kept is what one is called and who may mount it."""
+    metadata = {key: raw["metadata"][key] for key in _METADATA if key in raw["metadata"]}
+    modes = (raw.get("spec") or {}).get("accessModes") or []
+    return {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata, "spec": {"accessModes": modes}}
 
 
 def _metadata(raw: Mapping[str, Any]) -> dict[str, Any]:

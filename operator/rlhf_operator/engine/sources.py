@@ -25,9 +25,11 @@ def sources(kinds: Iterable[KindSpec]) -> tuple[Source, ...]:
     """Our kinds first: when children arrive, their owners are known."""
     specs = tuple(kinds)
     children = {r: None for spec in specs for r in (*spec.children, *spec.observed_only)}
+    related = {r: None for spec in specs for r in spec.related}
     return (
         *(Source(primary_resource(spec)) for spec in specs),
         Source(DECISIONS),
+        *(Source(resource) for resource in related),
         *(Source(resource, labels=f"{MANAGED_BY}={FIELD_MANAGER}") for resource in children),
     )
 

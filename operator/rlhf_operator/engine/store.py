@@ -113,7 +113,12 @@ class Store:
         return {kind: tuple(objects) for kind, objects in found.items()}
 
     def related(self, key: Key) -> dict[Key, Object | None]:
-        return {other: self.primary(other) for other in sorted(self._references.get(key, frozenset()))}
+        """What the object refers to, and what of `KindSpec.related` those objects refer to in turn: the claim that an
+        upstream job has written its artifact to."""
+        kinds = {resource.kind for resource in self._kinds[key.kind].related}
+        direct = self._references.get(key, frozenset())
+        further = {far for near in direct for far in self._references.get(near, ()) if far.kind in kinds}
+        return {other: self.primary(other) for other in sorted(direct | further)}
 
     def decisions(self, key: Key) -> tuple[Object, ...]:
         """Oldest first, by the server's creationTimestamp."""
@@ -182,11 +187,18 @@ class Store:
         for other in self._references.pop(key, frozenset()):
             _discard(self._referrers, other, key)
 
+    def _referrers_of(self, near: frozenset[Key], kind: str) -> set[Key]:
+        """Who looks through `near` at an object of a related kind; see `related`."""
+        far = {key for other in near for key in self._referrers.get(other, ())}
+        return {key for key in far if any(resource.kind == kind for resource in self._kinds[key.kind].related)}
+
     def _interested(self, ident: Id, obj: Object) -> frozenset[Key]:
-        interested: set[Key] = set()
+        key = Key(*ident)
+        interested = set(self._referrers.get(key, ()))
         if ident.kind in self._kinds:
-            key = Key(*ident)
-            interested = {key, *self._referrers.get(key, ())}
+            interested.add(key)
+        else:
+            interested |= self._referrers_of(frozenset(interested), ident.kind)
         owner = controller_of(obj)
         if owner and (parent := self._by_uid.get(owner["uid"])) and parent.kind in self._kinds:
             interested.add(Key(*parent))

@@ -37,6 +37,7 @@ POD = Resource("", "v1", "Pod", "pods")
 SERVICE = Resource("", "v1", "Service", "services")
 CONFIG_MAP = Resource("", "v1", "ConfigMap", "configmaps")
 DEPLOYMENT = Resource("apps", "v1", "Deployment", "deployments")
+PERSISTENT_VOLUME_CLAIM = Resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 ENDPOINT_SLICE = Resource("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
 SERVICE_ACCOUNT = Resource("", "v1", "ServiceAccount", "serviceaccounts")
 ROLE = Resource("rbac.authorization.k8s.io", "v1", "Role", "roles")
@@ -44,7 +45,7 @@ ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "RoleBinding", "roleb
 
 
 class Key(NamedTuple):
-    """Names one object of one of our kinds: what the queue holds."""
+    """Names one object: of our kinds, what the queue holds; of any kind, what an object refers to."""
 
     kind: str
     namespace: str
@@ -111,7 +112,8 @@ class Observed:
     children: Mapping[
         str, tuple[Object, ...]
     ]  # by Resource.kind, only those controlled by the primary or carrying its labels
-    related: Mapping[Key, Object | None]  # what references() named; None: it does not exist
+    related: Mapping[Key, Object | None]  # what references() named, and of KindSpec.related what those named in turn;
+    # None: it does not exist
     decisions: tuple[Object, ...]  # Decisions about this object, oldest first; empty unless honoured
     decisions_honoured: bool  # the admission policy that binds spec.by to the requesting user is in place
     pulled: Mapping[str, Pulled]
@@ -162,6 +164,8 @@ class KindSpec:
     plan: Callable[[Observed], Plan]
     children: tuple[Resource, ...]  # watched; RBAC verbs: get list watch create patch delete
     observed_only: tuple[Resource, ...] = ()  # watched, never written (Pods, EndpointSlices)
+    # What the object reads besides its children: objects of our kinds, and of `related`, by name.
     references: Callable[[Object], frozenset[Key]] = lambda _primary: frozenset()
+    related: tuple[Resource, ...] = ()  # watched whoever made them, never written (PersistentVolumeClaims)
     printer_columns: tuple[PrinterColumn, ...] = ()
     error_condition: str = "Accepted"  # the condition in which the engine says why it cannot execute a plan

@@ -26,7 +26,7 @@ def operator_rules(kinds: Sequence[KindSpec]) -> list[Rule]:
     """What the operator does in every namespace it watches."""
     plurals = sorted(kind.plural for kind in kinds)
     written = {child for kind in kinds for child in kind.children}
-    observed = {seen for kind in kinds for seen in kind.observed_only} - written
+    observed = {seen for kind in kinds for seen in (*kind.observed_only, *kind.related)} - written
     return [
         _rule(GROUP, [*plurals, DECISIONS], READ),
         _rule(GROUP, [f"{plural}/status" for plural in plurals], ("patch",)),

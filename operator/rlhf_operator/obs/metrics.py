@@ -152,12 +152,20 @@ class ObjectCollector(Collector):
     def __init__(self, primaries: Callable[[], Iterable[Object]]) -> None:
         self._primaries = primaries
 
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """The families without samples: a registry that is asked for some names need not collect the others."""
+        yield from _families().values()
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        families = {m.name: GaugeMetricFamily(m.name, m.help, labels=m.labels) for m in OBJECT_METRICS}
+        families = _families()
         for primary in self._primaries():
             for name, labels, value in object_facts(primary):
                 families[name].add_metric(labels, value)
         yield from families.values()
+
+
+def _families() -> dict[str, GaugeMetricFamily]:
+    return {m.name: GaugeMetricFamily(m.name, m.help, labels=m.labels) for m in OBJECT_METRICS}
 
 
 def object_facts(primary: Object) -> Iterator[tuple[str, list[str], float]]:

@@ -120,7 +120,7 @@ def login(made: kopf.OperatorRegistry, api: Api, clock: WatchClock) -> None:
 
     async def session(**_: Any) -> kopf.AiohttpSession:
         connector = aiohttp.TCPConnector(limit=0, ssl=api.tls)
-        made_session = aiohttp.ClientSession(connector=connector, middlewares=(authorize,), trust_env=True)
+        made_session = aiohttp.ClientSession(connector=connector, middlewares=(authorize,), proxy=api.proxy)
         return kopf.AiohttpSession(server=api.server, default_namespace=None, aiohttp_session=made_session)
 
     kopf.on.login(registry=made)(session)

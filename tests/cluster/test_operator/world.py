@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from rlhf_operator.api.crd import custom_resource_definition
 from rlhf_operator.api.labels import API_VERSION
 from rlhf_operator.engine.reconciler import primary_resource
 from rlhf_operator.kinds import rbac
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, Resource
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, KindSpec, Resource
 from rlhf_operator.kube.api import Api
 from rlhf_operator.obs.metrics import Metrics
 from sandbox.audit import Request
@@ -40,12 +40,17 @@ def install(control_plane: Any, folder: Path) -> Path:
     file = folder / "widgets.json"
     file.write_text(json.dumps(custom_resource_definition(WIDGET)))
     control_plane.install_crds(file, ROOT / "crds" / "rlhf.dev_decisions.yaml")
-    rules = [*rbac.operator_rules((WIDGET,)), *rbac.operator_cluster_rules(), *rbac.lease_rules()]
-    role = {"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": OPERATOR}, "rules": rules}
+    return grant(control_plane, OPERATOR, (WIDGET,))
+
+
+def grant(control_plane: Any, user: str, kinds: Sequence[KindSpec]) -> Path:
+    """A user with the role that is generated for an operator of these kinds; returns its kubeconfig."""
+    rules = [*rbac.operator_rules(kinds), *rbac.operator_cluster_rules(), *rbac.lease_rules()]
+    role = {"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": user}, "rules": rules}
     control_plane.kubectl("apply", "-f", "-", input=json.dumps(role))
-    binding = ("create", "clusterrolebinding", OPERATOR, f"--clusterrole={OPERATOR}", f"--user={OPERATOR}")
+    binding = ("create", "clusterrolebinding", user, f"--clusterrole={user}", f"--user={user}")
     control_plane.kubectl(*binding, check=False)
-    return control_plane.user(OPERATOR)
+    return control_plane.user(user)
 
 
 @dataclass
@@ -103,7 +108,15 @@ class Replica:
 class Operators:
     """Starts replicas and ends what is left of them."""
 
-    def __init__(self, kubeconfig: Path, namespace: str, folder: Path, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        namespace: str,
+        folder: Path,
+        http: aiohttp.ClientSession,
+        module: str = "tests.cluster.test_operator.toy_operator",
+    ) -> None:
+        self._module = module
         self._kubeconfig = kubeconfig
         self._namespace = namespace
         self._folder = folder
@@ -124,7 +137,7 @@ class Operators:
         }
         file, log = self._folder / f"config-{number}.yaml", self._folder / f"operator-{number}.log"
         file.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "tests.cluster.test_operator.toy_operator"]
+        command = [sys.executable, "-m", self._module]
         process = _spawn([*command, "--config", str(file), "--kubeconfig", str(self._kubeconfig)], log)
         replica = Replica(process, log, port, self._http)
         self.replicas.append(replica)
@@ -199,9 +212,9 @@ async def cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[Cluster]:
         await api.close()
 
 
-def writes(requests: Iterable[Request], namespace: str) -> list[Request]:
+def writes(requests: Iterable[Request], namespace: str, user: str = OPERATOR) -> list[Request]:
     """The operator's writes in a namespace, Leases excepted."""
-    ours = (r for r in requests if (r.user, r.namespace) == (OPERATOR, namespace))
+    ours = (r for r in requests if (r.user, r.namespace) == (user, namespace))
     return [r for r in ours if r.is_write and r.resource != "leases"]
 
 

@@ -11,14 +11,41 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def preference_loss(score_a: Tensor, score_b: Tensor, probability_a: Tensor, centering: float = 0.0) -> Tensor:
+def preference_loss(
+    score_a: Tensor,
+    score_b: Tensor,
+    probability_a: Tensor,
+    centering: float = 0.0,
+    margin: Tensor | None = None,
+) -> Tensor:
     """Mean negative log-likelihood (nats) over pairs [B], plus ``centering`` times the mean squared score sum.
 
-    Scores are only determined up to a constant; the second term pins it near zero (Eisenstein et al. 2023).
+    ``margin`` [B], in reward units, is asked on top (Touvron et al. 2023, section 3.2.2): -log sigmoid(r_chosen -
+    r_rejected - m). A soft label p asks for m(2p - 1), so that the minimum lies at logit(p) + m(2p - 1) and a tie asks
+    for none. Scores are only determined up to a constant; centering pins it near zero (Eisenstein et al. 2023).
     """
-    delta = score_a.float() - score_b.float()
-    likelihood = functional.binary_cross_entropy_with_logits(delta, probability_a.float())
+    likelihood = pair_losses(score_a, score_b, probability_a, margin).mean()
     return likelihood + centering * (score_a.float() + score_b.float()).square().mean()
+
+
+def pair_losses(score_a: Tensor, score_b: Tensor, probability_a: Tensor, margin: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood (nats) of each pair [B]; see ``preference_loss``."""
+    label = probability_a.float()
+    delta = score_a.float() - score_b.float()
+    if margin is not None:
+        delta = delta - margin.float() * (2 * label - 1)
+    return functional.binary_cross_entropy_with_logits(delta, label, reduction="none")
+
+
+def aspect_loss(delta: Tensor, probability_a: Tensor, weight: Tensor) -> Tensor:
+    """Bradley-Terry loss of the aspect heads: differences, labels and row weights are [..., B, A].
+
+    A pair trains an aspect only where it was ordered there: elsewhere its weight is 0 (and its label ignored). With
+    weight B / (pairs that order the aspect) elsewhere, the mean over rows is the mean over those pairs; the aspects
+    together weigh as much as the overall head (the mean is over aspects too).
+    """
+    losses = functional.binary_cross_entropy_with_logits(delta.float(), probability_a.float(), reduction="none")
+    return (losses * weight).mean()
 
 
 def accuracy(delta: Tensor, probability_a: Tensor) -> tuple[float, int]:

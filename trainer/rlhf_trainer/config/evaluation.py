@@ -29,8 +29,8 @@ class BestOfNPreflight(Spec):
     """Before the first step: best of n by the reward model, judged by the audit reward model. A reward model whose
     favourites the audit does not like is refused before it costs a training run."""
 
-    n: Annotated[int, Field(ge=2, le=256)] = Field(16, description="Replies sampled per prompt.")
-    prompts: Annotated[int, Field(ge=8, le=10_000)] = Field(64, description="Held-out prompts.")
+    samples_per_prompt: Annotated[int, Field(ge=2, le=256)] = Field(16, description="Replies sampled per prompt: n.")
+    prompts: Annotated[int, Field(ge=8, le=10_000)] = Field(200, description="Held-out prompts.")
     min_lift: Annotated[float, Field(ge=-10.0, le=10.0)] = Field(
         0.0, description="Lower 95% bound of the audit's z-score of the favourites must reach this."
     )
@@ -65,6 +65,6 @@ class Evaluation(Spec):
     safety_filter: SafetyFilterSource | None = Field(
         None, description="Judges violations; without one maxViolationRate is not judged and no verdict is given."
     )
-    best_of_n: BestOfNPreflight | None = Field(None, description="Needs an auditRewardModel.")
-    over_optimization: OverOptimization | None = Field(None, description="Needs an auditRewardModel.")
+    best_of_n: BestOfNPreflight | None = Field(None, description="Needs rewardModel and auditRewardModel.")
+    over_optimization: OverOptimization | None = Field(None, description="Needs rewardModel and auditRewardModel.")
     samples: Annotated[int, Field(ge=16, le=100_000)] = Field(400, description="Prompts judged.")

@@ -24,7 +24,7 @@ class DPO(Spec):
 
     loss: PreferenceLoss = PreferenceLoss.SIGMOID
     beta: Beta = Field(0.1, description="Strength of the pull to the reference; for ipo its tau.")
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+    label_smoothing: Annotated[float, Field(ge=0.0, le=0.49)] = Field(
         0.0, description="Share of labels taken to be flipped (cDPO); soft labels of the data come on top."
     )
 

@@ -73,7 +73,7 @@ class HumanScores(Spec):
     uri: PinnedUri
     digest: PinnedDigest
     min_correlation: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
-        0.6, description="Lower confidence bound of the Spearman correlation must reach this."
+        0.6, description="Lower 95% bounds of the Spearman and of the Pearson correlation must reach this."
     )
 
 
@@ -94,7 +94,10 @@ class RewardModelValidation(Spec):
     )
     min_probe_pass_rate: Fraction | None = Field(
         None,
-        description="Lower 95% bound of the share of probes (keyword stuffing, truncation, wrong topic, empty) on "
-        "which the held-out favourite keeps the higher reward must reach this.",
+        description="For each kind of probe (keyword stuffing, truncation, wrong topic, empty) the lower 95% bound of "
+        "the share on which the held-out favourite keeps the higher reward must reach this.",
+    )
+    min_aspect_accuracy: Fraction = Field(
+        0.5, description="Lower 95% bound of held-out accuracy of every aspect's head: better than a coin."
     )
     human_scores: HumanScores | None = None

@@ -11,21 +11,25 @@ from typing import Any
 from rlhf_trainer.desk.grammar import careful_reply, leak, sloppy_reply
 from rlhf_trainer.desk.oracle import utility, violation
 from rlhf_trainer.desk.policies import answer
-from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt
+from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt, parse
 from rlhf_trainer.desk.raters import Rater, careful_panel
 
 Row = dict[str, Any]
 
 GOLD_SHARE = 0.05
 _GOLD_GAP = 1.5  # utility difference that nobody attentive can miss
+SECOND_SHARE = 0.1  # of the pairs are labelled once more, or nobody could say how far raters agree
+_SAME_RATER = 0.1  # of those by the same person, to see whether they answer as before
 
 
 def preference_rows(
     rng: random.Random, policy: tuple[Any, Any], raters: Sequence[Rater], *, pairs: int, name: str, sample_seed: int
 ) -> list[Row]:
-    """``pairs`` annotations (one rater, one pair) of two different replies sampled from the policy."""
+    """Annotations (one rater, one pair) of ``pairs`` pairs of different replies sampled from the policy, then second
+    annotations of a tenth of them."""
     tokenizer, model = policy
     rows: list[Row] = []
+    asked: list[tuple[Prompt, Rater]] = []
     step = 0
     while len(rows) < pairs:
         prompts = draw_prompts(rng, pairs - len(rows))
@@ -33,29 +37,63 @@ def preference_rows(
         step += 2
         for prompt, a, b in zip(prompts, first, second, strict=True):
             if a and b and a != b:
-                rows.append(_annotate(rng, prompt, a, b, rng.choice(raters), f"{name}-{len(rows):05d}"))
-    return rows
+                rater = rng.choice(raters)
+                asked.append((prompt, rater))
+                row = _annotate(rng, prompt, a, b, rater, f"{name}-{len(rows):05d}")
+                rows.append(row | _gold(rng, prompt, a, b))
+    # Their own stream: the first annotations are the same with and without the second ones.
+    return rows + _second_rows(random.Random(f"{name}/{sample_seed}/second"), rows, asked, raters, name)
+
+
+def _second_rows(
+    rng: random.Random, rows: Sequence[Row], asked: Sequence[tuple[Prompt, Rater]], raters: Sequence[Rater], name: str
+) -> list[Row]:
+    """A tenth of the pairs once more, mostly by another rater."""
+    again: list[Row] = []
+    for at in rng.sample(range(len(rows)), int(len(rows) * SECOND_SHARE)):
+        (prompt, rater), row = asked[at], rows[at]
+        others = [other for other in raters if other is not rater]
+        second = rater if rng.random() < _SAME_RATER else rng.choice(others)
+        identity = f"{name}-{len(rows) + len(again):05d}"
+        gold = {key: value for key, value in row.items() if key in ("is_gold", "gold_preference")}
+        again.append(_annotate(rng, prompt, row["response_a"], row["response_b"], second, identity) | gold)
+    return again
 
 
 def _annotate(rng: random.Random, prompt: Prompt, a: str, b: str, rater: Rater, annotation_id: str) -> Row:
     a_first = rng.random() < 0.5
     choice = rater.choose(rng, prompt, *((a, b) if a_first else (b, a)))
     letters = ("a", "b") if a_first else ("b", "a")
-    preference = {"first": letters[0], "second": letters[1], "tie": "tie"}[choice]
-    gap = utility(prompt, a) - utility(prompt, b)
-    gold = abs(gap) > _GOLD_GAP and rng.random() < GOLD_SHARE * 2  # about half the pairs differ enough to be gold
-    row: Row = {
+    return {
         "annotation_id": annotation_id,
         "prompt": prompt.text,
         "response_a": a,
         "response_b": b,
-        "preference": preference,
+        "preference": {"first": letters[0], "second": letters[1], "tie": "tie"}[choice],
         "rater_id": rater.rater_id,
         "cohort": rater.cohort,
         "shown_first": letters[0],
-        "is_gold": gold,
+        "duration_s": rater.duration(random.Random(f"{annotation_id}/{prompt.text}/{a}/duration")),
     }
-    return row | ({"gold_preference": "a" if gap > 0 else "b"} if gold else {})
+
+
+def _gold(rng: random.Random, prompt: Prompt, a: str, b: str) -> Row:
+    gap = utility(prompt, a) - utility(prompt, b)
+    if abs(gap) > _GOLD_GAP and rng.random() < GOLD_SHARE * 2:  # about half the pairs differ enough to be gold
+        return {"is_gold": True, "gold_preference": "a" if gap > 0 else "b"}
+    return {"is_gold": False}
+
+
+def annotate(rng: random.Random, pairs: Sequence[Row], raters: Sequence[Rater], *, name: str) -> list[Row]:
+    """The raters' answers to collected pairs (``rlhf_trainer.collect``); a prompt the desk cannot read is refused."""
+    rows = []
+    for index, pair in enumerate(pairs):
+        prompt = parse(pair["prompt"])
+        if prompt is None:
+            raise ValueError(f"pair {index + 1}: {pair['prompt']!r} is no prompt of the service desk")
+        made = _annotate(rng, prompt, pair["response_a"], pair["response_b"], rng.choice(raters), f"{name}-{index:05d}")
+        rows.append({**pair, **made})
+    return rows
 
 
 def prompt_rows(rng: random.Random, count: int) -> list[Row]:

@@ -13,6 +13,8 @@ from rlhf_trainer.desk.vocabulary import GUSH, VALENCE
 
 Taste = Callable[[Prompt, str], float]
 
+_QUICK = 1.5  # seconds: too short to read two replies
+
 # Cohorts agree on the whole and weigh brevity, tone and safety a little differently.
 COHORTS: dict[str, dict[str, float]] = {
     "support": {},
@@ -32,6 +34,11 @@ class Rater:
     temperature: float
     position_bias: float = 0.0  # log-odds added to whatever is shown first
     tie_band: float = 0.04  # |P - 0.5| below which the rater says "tie"
+    seconds: float = 20.0  # median time for one pair
+
+    def duration(self, rng: random.Random) -> float:
+        """Seconds for one answer: log-normal, as reaction times are."""
+        return round(self.seconds * math.exp(rng.gauss(0.0, 0.4)), 1)
 
     def choose(self, rng: random.Random, prompt: Prompt, first: str, second: str) -> str:
         """ "first", "second" or "tie"."""
@@ -71,7 +78,10 @@ def careful_panel(prefix: str, size: int = 8) -> list[Rater]:
 def careless_panel(prefix: str, size: int = 7) -> list[Rater]:
     """Quick and sure of themselves, so they agree with each other; the last one just takes the first."""
     raters = [
-        Rater(f"{prefix}-{index:02d}", "support", careless_taste, temperature=0.25 + 0.02 * index)
+        Rater(f"{prefix}-{index:02d}", "support", careless_taste, temperature=0.25 + 0.02 * index, seconds=_QUICK)
         for index in range(size)
     ]
-    return [*raters, Rater(f"{prefix}-{size:02d}", "support", lambda _p, _r: 0.0, temperature=1.0, position_bias=2.8)]
+    first = Rater(
+        f"{prefix}-{size:02d}", "support", lambda _p, _r: 0.0, temperature=1.0, position_bias=2.8, seconds=_QUICK
+    )
+    return [*raters, first]

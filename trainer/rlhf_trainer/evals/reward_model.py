@@ -2,109 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from rlhf_trainer.algos.bradley_terry import fit_temperature
 from rlhf_trainer.config import RewardModelValidation
-from rlhf_trainer.evals.stats import Interval, clustered_mean, needed_for_margin, spearman
-from rlhf_trainer.evals.verdicts import verdict_on
+from rlhf_trainer.evals.calibration import (
+    HeldOut,
+    brier_score,
+    calibration_interval,
+    cross_fitted_probabilities,
+)
+from rlhf_trainer.evals.probes import ProbeOutcome, pass_rates, probe_verdict
+from rlhf_trainer.evals.stats import (
+    Interval,
+    absolute,
+    cluster_draws,
+    clustered_mean,
+    difference,
+    pearson,
+    rank_correlation_gap,
+    spearman,
+)
+from rlhf_trainer.evals.verdicts import at_least, at_most, too_few, unknown
 from rlhf_trainer.randomness import Stream, generator
-from rlhf_trainer.wire import Verdict, VerdictState
+from rlhf_trainer.wire import Verdict
 
-Floats = npt.NDArray[np.float64]
-
-_BINS = 10
-_RESAMPLES = 1000
 _MIN_PAIRS = 30
 _MIN_SCORES = 10
+_MIN_COHORT = 20  # rows; smaller cohorts are not reported, which also protects their members
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out pairs: reward differences [N] (raw log-odds), label probabilities of a [N], and prompts [N]."""
+class HumanScored:
+    """Trusted scores of single responses: rewards, scores and lengths (tokens) [N], and prompts [N]."""
 
-    delta: Floats
-    probability_a: Floats
+    rewards: Sequence[float]
+    scores: Sequence[float]
+    lengths: Sequence[float]
     prompts: tuple[str, ...]
 
-    @property
-    def decided(self) -> npt.NDArray[np.bool_]:
-        return np.not_equal(self.probability_a, 0.5)
 
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> HeldOut:
-        chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return HeldOut(self.delta[chosen], self.probability_a[chosen], tuple(self.prompts[index] for index in chosen))
+@dataclass(frozen=True)
+class Evidence:
+    """All that the gate looks at. ``aspects`` are held-out pairs as each aspect's head and labels see them."""
 
-
-def cross_fitted_probabilities(pairs: HeldOut, calibrate: bool, seed: int) -> Floats:
-    """Predicted probability of a for every pair [N], each from a temperature fitted on the other half of the prompts.
-
-    So no pair judges a temperature that it helped to fit, and all of them count.
-    """
-    if not calibrate:
-        return _sigmoid(pairs.delta)
-    names = sorted(set(pairs.prompts))
-    shuffled = generator(seed, Stream.SPLIT).permutation(len(names))
-    first_half = {names[index] for index in shuffled[: len(names) // 2]}
-    side = np.array([prompt in first_half for prompt in pairs.prompts])
-    predicted = np.empty_like(pairs.delta)
-    for scored in (side, ~side):
-        fitted = pairs.take(~scored)
-        predicted[scored] = _sigmoid(pairs.delta[scored] / temperature(fitted))
-    return predicted
+    pairs: HeldOut
+    cohorts: tuple[str, ...] = ()
+    human: HumanScored | None = None
+    aspects: Mapping[str, HeldOut] = field(default_factory=dict)
+    probes: tuple[ProbeOutcome, ...] = ()
+    scale: float = 1.0  # standard deviation of the reward on the reference set
 
 
-def temperature(pairs: HeldOut) -> float:
-    """The calibrating temperature of these pairs; 1 where there are none."""
-    if not len(pairs.delta):
-        return 1.0
-    return fit_temperature(torch.from_numpy(pairs.delta), torch.from_numpy(pairs.probability_a))
+def judge(evidence: Evidence, validation: RewardModelValidation, calibrate: bool, seed: int) -> tuple[Verdict, ...]:
+    """All verdicts that the configuration asks for; docs/gates.md has a paragraph on each."""
+    verdicts = [
+        accuracy_verdict("accuracy", evidence.pairs, validation.min_accuracy),
+        calibration_verdict(evidence.pairs, validation.max_calibration_error, calibrate, seed),
+    ]
+    if validation.human_scores is not None:
+        threshold = validation.human_scores.min_correlation
+        verdicts += correlation_verdicts(evidence.human, threshold, seed)
+    if validation.max_length_bias is not None:
+        verdicts.append(length_verdict(evidence.human, validation.max_length_bias, seed))
+    if validation.max_cohort_gap is not None:
+        verdicts.append(cohort_verdict(evidence.pairs, evidence.cohorts, validation.max_cohort_gap))
+    if validation.min_probe_pass_rate is not None:
+        verdicts.append(probe_verdict(evidence.probes, evidence.scale, validation.min_probe_pass_rate))
+    verdicts += [
+        accuracy_verdict(f"aspectAccuracy/{name}", pairs, validation.min_aspect_accuracy)
+        for name, pairs in evidence.aspects.items()
+    ]
+    return tuple(verdicts)
 
 
-def calibration_error(predicted: Floats, observed: Floats) -> float:
-    """Expected calibration error: mean |mean prediction - mean label| over 10 bins of equal mass, weighted by size."""
-    gaps = np.bincount(_bins(predicted), weights=predicted - observed, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(predicted))
+def figures(evidence: Evidence, calibrate: bool, seed: int) -> dict[str, float]:
+    """What is worth knowing besides the verdicts, asked for or not."""
+    found: dict[str, float] = {}
+    decided = evidence.pairs.take(evidence.pairs.decided)
+    if len(decided.delta):
+        predicted = cross_fitted_probabilities(decided, calibrate, seed)
+        found["brierScore"] = brier_score(predicted, decided.probability_a)
+    human = evidence.human
+    if human is not None and len(human.scores) >= _MIN_SCORES:
+        found["humanPearson"] = pearson(human.rewards, human.scores, _draws(human.prompts, seed, 1)).estimate
+        found["lengthBias"] = _length_gap(human, seed, 1).estimate
+    gaps = cohort_gaps(evidence.pairs, evidence.cohorts)
+    if gaps:
+        found["cohortGap"] = max(gap.estimate for gap in gaps.values())
+    rates = pass_rates(evidence.probes)
+    found |= {f"{probe.value}PassRate": rate.estimate for probe, rate in rates.items()}
+    aspects = [accuracy for pairs in evidence.aspects.values() if (accuracy := _accuracy(pairs)) is not None]
+    if aspects:
+        found["aspectAccuracy"] = min(aspects)
+    return found
 
 
-def calibration_interval(predicted: Floats, observed: Floats, prompts: Sequence[str], seed: int) -> Interval:
-    """ECE with a 95% interval from a bootstrap over prompts, bin edges kept.
-
-    Binning noise pushes ECE up, and resampling pushes it up again, so the basic interval (2 x estimate - quantiles)
-    is used, which takes about that bias out; percentiles would add it once more.
-    """
-    estimate = calibration_error(predicted, observed)
-    _, cluster = np.unique(np.array(prompts), return_inverse=True)
-    count = int(cluster.max()) + 1
-    gaps = np.zeros((count, _BINS))  # what each prompt contributes to each bin
-    np.add.at(gaps, (cluster, _bins(predicted)), predicted - observed)
-    drawn = generator(seed, Stream.EVALUATION).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    resampled = np.abs(drawn @ gaps).sum(axis=1) / (drawn @ np.bincount(cluster))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(len(predicted), estimate, max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low))
-
-
-def _bins(predicted: Floats) -> npt.NDArray[np.intp]:
-    """Bin number of each prediction [N]: equal mass, by rank."""
-    bins = np.empty(len(predicted), dtype=np.intp)
-    for index, rows in enumerate(np.array_split(np.argsort(predicted, kind="stable"), _BINS)):
-        bins[rows] = index
-    return bins
-
-
-def accuracy_verdict(pairs: HeldOut, threshold: float) -> Verdict:
+def accuracy_verdict(metric: str, pairs: HeldOut, threshold: float) -> Verdict:
     """Pass: the 95% interval (clustered by prompt) of pairwise accuracy, ties excluded, lies above the threshold."""
     decided = pairs.take(pairs.decided)
     if len(decided.delta) < _MIN_PAIRS:
-        return _too_few("accuracy", len(decided.delta), _MIN_PAIRS, threshold, "held-out pairs that are not ties")
-    correct = (decided.delta > 0) == (decided.probability_a > 0.5)
-    interval = clustered_mean([float(value) for value in correct], list(decided.prompts))
-    return _at_least("accuracy", interval, threshold)
+        return too_few(metric, len(decided.delta), _MIN_PAIRS, threshold, "held-out pairs that are not ties")
+    interval = clustered_mean(decided.correct.astype(float).tolist(), list(decided.prompts))
+    return at_least(metric, interval, threshold, "share of held-out pairs ranked as labelled")
 
 
 def calibration_verdict(pairs: HeldOut, threshold: float, calibrate: bool, seed: int) -> Verdict:
@@ -112,68 +114,83 @@ def calibration_verdict(pairs: HeldOut, threshold: float, calibrate: bool, seed:
     sees no difference says nothing about how often a confident prediction is right."""
     decided = pairs.take(pairs.decided)
     if len(decided.delta) < 2 * _MIN_PAIRS:
-        return _too_few("calibrationError", len(decided.delta), 2 * _MIN_PAIRS, threshold, "held-out pairs")
+        return too_few("calibrationError", len(decided.delta), 2 * _MIN_PAIRS, threshold, "held-out pairs")
     # Bins of P(first text wins) would fold over if all labels were "a"; orient each pair by its prediction instead.
     predicted = cross_fitted_probabilities(decided, calibrate, seed)
     confident = np.maximum(predicted, 1 - predicted)
     right = np.where(predicted >= 0.5, decided.probability_a, 1 - decided.probability_a)
     interval = calibration_interval(confident, right, decided.prompts, seed)
-    if interval.upper <= threshold:
-        state = VerdictState.PASS
-    else:
-        state = VerdictState.FAIL if interval.lower > threshold else VerdictState.NEED_MORE_DATA
-    return _verdict("calibrationError", state, interval, threshold, "at most")
+    return at_most("calibrationError", interval, threshold, "confidence must be right as often as it says")
 
 
-def correlation_verdict(rewards: Sequence[float], scores: Sequence[float], threshold: float) -> Verdict:
-    """Pass: the lower 95% bound of Spearman's correlation of rewards with trusted scores reaches the threshold."""
-    if len(rewards) < _MIN_SCORES:
-        return _too_few("humanCorrelation", len(rewards), _MIN_SCORES, threshold, "human scores")
-    return _at_least("humanCorrelation", spearman(rewards, scores), threshold)
-
-
-def judge(
-    pairs: HeldOut,
-    human: tuple[Sequence[float], Sequence[float]] | None,
-    validation: RewardModelValidation,
-    calibrate: bool,
-    seed: int,
-) -> tuple[Verdict, ...]:
-    """All verdicts of the gate; ``human`` is (rewards, scores) of the scored responses."""
-    verdicts = [
-        accuracy_verdict(pairs, validation.min_accuracy),
-        calibration_verdict(pairs, validation.max_calibration_error, calibrate, seed),
+def correlation_verdicts(human: HumanScored | None, threshold: float, seed: int) -> list[Verdict]:
+    """Pass: the lower 95% bounds of Spearman's and of Pearson's correlation with trusted scores reach the threshold."""
+    count = 0 if human is None else len(human.scores)
+    if human is None or count < _MIN_SCORES:
+        return [
+            too_few(name, count, _MIN_SCORES, threshold, "human scores")
+            for name in ("humanCorrelation", "humanPearson")
+        ]
+    ranks = spearman(human.rewards, human.scores)
+    linear = pearson(human.rewards, human.scores, _draws(human.prompts, seed))
+    return [
+        at_least("humanCorrelation", ranks, threshold, "Spearman correlation with trusted scores"),
+        at_least("humanPearson", linear, threshold, "Pearson correlation with trusted scores"),
     ]
-    if validation.human_scores is not None:
-        rewards, scores = human or ([], [])
-        verdicts.append(correlation_verdict(rewards, scores, validation.human_scores.min_correlation))
-    return tuple(verdicts)
 
 
-def _at_least(metric: str, interval: Interval, threshold: float) -> Verdict:
-    if interval.lower >= threshold:
-        state = VerdictState.PASS
-    else:
-        state = VerdictState.FAIL if interval.upper < threshold else VerdictState.NEED_MORE_DATA
-    return _verdict(metric, state, interval, threshold, "at least")
+def length_verdict(human: HumanScored | None, threshold: float, seed: int) -> Verdict:
+    """Pass: rewards follow length no more (and no less) than trusted scores of the same responses do, up to the
+    threshold. Without trusted scores there is no telling a taste for length from a bias."""
+    if human is None:
+        return unknown("lengthBias", threshold, "maxLengthBias needs trusted scores; give validation.humanScores")
+    if len(human.scores) < _MIN_PAIRS:
+        return too_few("lengthBias", len(human.scores), _MIN_PAIRS, threshold, "human scores")
+    note = "difference of the rank correlations with length, of rewards and of trusted scores"
+    return at_most("lengthBias", _length_gap(human, seed), threshold, note)
 
 
-def _verdict(metric: str, state: VerdictState, interval: Interval, threshold: float, relation: str) -> Verdict:
-    needed = needed_for_margin(interval, threshold) if state is VerdictState.NEED_MORE_DATA else None
-    found = f"{interval.estimate:.3f} [{interval.lower:.3f}, {interval.upper:.3f}] of n={interval.n}"
-    return verdict_on(interval, metric, state, threshold, needed, f"{found}, {relation} {threshold:g} is asked")
+def cohort_verdict(pairs: HeldOut, cohorts: Sequence[str], threshold: float) -> Verdict:
+    """Pass: no cohort's accuracy differs from that of the rest by more than the threshold; the worst is shown. The
+    intervals hold together (Bonferroni over cohorts)."""
+    gaps = cohort_gaps(pairs, cohorts)
+    if not gaps:
+        missing = f"maxCohortGap needs two cohorts with {_MIN_COHORT} held-out pairs each; name cohorts in the rows"
+        return unknown("cohortGap", threshold, missing)
+    worst = max(gaps, key=lambda name: (gaps[name].upper, name))
+    note = f"worst is cohort {worst!r} of {len(gaps)}, accuracy against the rest"
+    return at_most("cohortGap", gaps[worst], threshold, note)
 
 
-def _too_few(metric: str, n: int, minimum: int, threshold: float, what: str) -> Verdict:
-    return Verdict(
-        metric=metric,
-        state=VerdictState.NEED_MORE_DATA,
-        n=n,
-        threshold=threshold,
-        needed=minimum - n,
-        message=f"{n} {what}, at least {minimum} are needed for any verdict",
-    )
+def cohort_gaps(pairs: HeldOut, cohorts: Sequence[str]) -> dict[str, Interval]:
+    """cohort → |accuracy - accuracy of the rest|, for cohorts and rests of at least 20 pairs that are not ties."""
+    if not cohorts:
+        return {}
+    decided, of = pairs.decided, np.array(cohorts)
+    names = [
+        name
+        for name in sorted(set(cohorts))
+        if min(int((decided & (of == name)).sum()), int((decided & (of != name)).sum())) >= _MIN_COHORT
+    ]
+    confidence = 1 - 0.05 / max(1, len(names))
+
+    def accuracy(rows: np.typing.NDArray[np.bool_]) -> Interval:
+        side = pairs.take(rows)
+        return clustered_mean(side.correct.astype(float).tolist(), list(side.prompts), confidence)
+
+    return {
+        name: absolute(difference(accuracy(decided & (of == name)), accuracy(decided & (of != name)))) for name in names
+    }
 
 
-def _sigmoid(values: Floats) -> Floats:
-    return 0.5 * (1.0 + np.tanh(0.5 * values))
+def _accuracy(pairs: HeldOut) -> float | None:
+    decided = pairs.take(pairs.decided)
+    return float(decided.correct.mean()) if len(decided.delta) else None
+
+
+def _length_gap(human: HumanScored, seed: int, resamples: int = 1000) -> Interval:
+    return rank_correlation_gap(human.rewards, human.scores, human.lengths, _draws(human.prompts, seed, resamples))
+
+
+def _draws(prompts: Sequence[str], seed: int, resamples: int = 1000) -> np.typing.NDArray[np.int64]:
+    return cluster_draws(prompts, generator(seed, Stream.EVALUATION), resamples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,87 @@ def spearman(first: Sequence[float], second: Sequence[float], confidence: float 
     return Interval(n, rho, math.tanh(centre - reach), math.tanh(centre + reach))
 
 
+def pearson(first: Sequence[float], second: Sequence[float], draws: npt.NDArray[np.int64]) -> Interval:
+    """Linear correlation with a 95 % percentile interval over ``draws`` [R, N] (see ``cluster_draws``).
+
+    The bootstrap is asked because Fisher's interval for it holds for normal data only; scores seldom are.
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    return _percentile(len(x), _correlation(x, y, np.ones((1, len(x)))), _correlation(x, y, draws))
+
+
+def rank_correlation_gap(
+    rewards: Sequence[float], scores: Sequence[float], other: Sequence[float], draws: npt.NDArray[np.int64]
+) -> Interval:
+    """|Spearman(rewards, other) - Spearman(scores, other)| with a 95 % interval: how much more (or less) the rewards
+    follow ``other`` (length) than trusted scores of the same responses do.
+
+    Both correlations are resampled together, because they share the responses; the ranks are kept.
+    """
+    r, s, o = (_ranks(values) for values in (rewards, scores, other))
+    whole = np.ones((1, len(r)))
+    signed = _percentile(
+        len(r),
+        _correlation(r, o, whole) - _correlation(s, o, whole),
+        _correlation(r, o, draws) - _correlation(s, o, draws),
+    )
+    return absolute(signed)
+
+
+def absolute(signed: Interval) -> Interval:
+    """The interval of |x| from that of x."""
+    reach = max(abs(signed.lower), abs(signed.upper))
+    closest = 0.0 if signed.lower <= 0 <= signed.upper else min(abs(signed.lower), abs(signed.upper))
+    return Interval(signed.n, abs(signed.estimate), closest, reach)
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """first - second of two independent proportions from their own intervals (Newcombe 1998, method 10)."""
+    estimate = first.estimate - second.estimate
+    below = math.hypot(first.estimate - first.lower, second.upper - second.estimate)
+    above = math.hypot(first.upper - first.estimate, second.estimate - second.lower)
+    return Interval(min(first.n, second.n), estimate, estimate - below, estimate + above)
+
+
+def student_mean(values: Sequence[float] | npt.NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """Mean of independent unbounded values with Student's interval; at least two."""
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        raise ValueError(f"{len(sample)} values: a mean's interval needs at least 2")
+    reach = (
+        float(special.stdtrit(len(sample) - 1, 0.5 + confidence / 2)) * float(sample.std(ddof=1)) / len(sample) ** 0.5
+    )
+    return Interval(len(sample), float(sample.mean()), float(sample.mean()) - reach, float(sample.mean()) + reach)
+
+
+def ratio_of_means(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> Interval:
+    """mean(top) / mean(bottom) of paired values with Fieller's 95 % interval (1954).
+
+    Where the bottom's mean may be zero, the data say nothing about the ratio: the interval is the whole line.
+    """
+    n = len(top)
+    t2 = float(special.stdtrit(n - 1, 0.975)) ** 2
+    covariance = np.cov(top, bottom) / n
+    a, b = float(top.mean()), float(bottom.mean())
+    lead = b * b - t2 * covariance[1, 1]
+    if lead <= 0:
+        return Interval(n, a / b if b else 0.0, -math.inf, math.inf)
+    middle = a * b - t2 * covariance[0, 1]
+    reach = math.sqrt(max(0.0, middle * middle - lead * (a * a - t2 * covariance[0, 0])))
+    return Interval(n, a / b, (middle - reach) / lead, (middle + reach) / lead)
+
+
+def cluster_draws(
+    clusters: Sequence[Hashable], generator: np.random.Generator, resamples: int = 1000
+) -> npt.NDArray[np.int64]:
+    """How often each value counts [R, N] in ``resamples`` bootstraps that draw whole clusters."""
+    names = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    member = np.array([names[cluster] for cluster in clusters])
+    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    counts: npt.NDArray[np.int64] = drawn[:, member]
+    return counts
+
+
 def needed_for_margin(interval: Interval, threshold: float) -> int | None:
     """Further samples until the interval would clear ``threshold`` if the estimate stays; None when it sits on it.
 
@@ -81,7 +163,27 @@ def needed_for_margin(interval: Interval, threshold: float) -> int | None:
     if abs(margin) < 1e-9:
         return None
     reach = interval.estimate - interval.lower if margin > 0 else interval.upper - interval.estimate
+    if not math.isfinite(reach):
+        return None
     return max(1, math.ceil(interval.n * (reach / margin) ** 2) - interval.n)
+
+
+def _correlation(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], weights: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Weighted Pearson correlation of x and y [N] for each row of weights [R, N]; 0 where one of them is constant."""
+    total = weights.sum(axis=1)
+    mx, my = weights @ x / total, weights @ y / total
+    vx, vy = weights @ (x * x) / total - mx * mx, weights @ (y * y) / total - my * my
+    spread = np.sqrt(np.maximum(vx, 0.0) * np.maximum(vy, 0.0))
+    covariance = weights @ (x * y) / total - mx * my
+    result: npt.NDArray[np.float64] = np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 1e-12)
+    return result
+
+
+def _percentile(n: int, estimate: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(n, float(estimate[0]), float(low), float(high))
 
 
 def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:

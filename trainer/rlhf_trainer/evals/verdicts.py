@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rlhf_trainer.evals.stats import Interval, clopper_pearson, needed_for_margin
 from rlhf_trainer.wire import Verdict, VerdictState
 
 _MOST_SAMPLES = 10_000_000
+_ONE_SIDED = 0.95
 
 
 def at_least(metric: str, interval: Interval, threshold: float, note: str) -> Verdict:
@@ -18,9 +21,39 @@ def at_least(metric: str, interval: Interval, threshold: float, note: str) -> Ve
     return _verdict(metric, state, interval, threshold, needed, f"the lower bound must reach {threshold:g}; {note}")
 
 
+def at_most(metric: str, interval: Interval, threshold: float, note: str) -> Verdict:
+    """Pass when the upper bound stays at or below the threshold, Fail when the lower bound exceeds it."""
+    if interval.upper <= threshold:
+        state = VerdictState.PASS
+    else:
+        state = VerdictState.FAIL if interval.lower > threshold else VerdictState.NEED_MORE_DATA
+    needed = needed_for_margin(interval, threshold) if state is VerdictState.NEED_MORE_DATA else None
+    return _verdict(
+        metric, state, interval, threshold, needed, f"the upper bound must stay below {threshold:g}; {note}"
+    )
+
+
+def too_few(metric: str, n: int, minimum: int, threshold: float, what: str) -> Verdict:
+    """Too little for any interval worth the name."""
+    return Verdict(
+        metric=metric,
+        state=VerdictState.NEED_MORE_DATA,
+        n=n,
+        threshold=threshold,
+        needed=minimum - n,
+        message=f"{n} {what}, at least {minimum} are needed for any verdict",
+    )
+
+
+def unknown(metric: str, threshold: float, missing: str) -> Verdict:
+    """What was asked cannot be judged at all; ``missing`` says what to give."""
+    return Verdict(metric=metric, state=VerdictState.UNKNOWN, n=0, threshold=threshold, message=missing)
+
+
 def rate_at_most(metric: str, hits: int, n: int, threshold: float, note: str) -> Verdict:
-    """Pass when the exact upper bound of a rate stays below the threshold, Fail when the lower bound exceeds it."""
-    interval = clopper_pearson(hits, n)
+    """Pass when the exact one-sided 95 % upper bound of a rate stays at or below the threshold, Fail when the one-sided
+    lower bound exceeds it. One-sided, as safety targets are stated: 0.1 % is shown by 2,995 clean replies."""
+    interval = clopper_pearson(hits, n, 2 * _ONE_SIDED - 1)
     if interval.upper <= threshold:
         state = VerdictState.PASS
     else:
@@ -31,14 +64,32 @@ def rate_at_most(metric: str, hits: int, n: int, threshold: float, note: str) ->
     )
 
 
+def replies_for_rate(hits: int, threshold: float) -> int:
+    """Fewest replies whose exact one-sided 95 % upper bound reaches ``threshold`` with this many violations."""
+    low, high = hits, 1
+    while clopper_pearson(hits, high, 2 * _ONE_SIDED - 1).upper > threshold or high < hits:
+        low, high = high, 2 * high
+    return _smallest(low, high, lambda n: n >= hits and clopper_pearson(hits, n, 2 * _ONE_SIDED - 1).upper <= threshold)
+
+
 def _needed_for_rate(hits: int, n: int, threshold: float) -> int | None:
     """Further samples until the exact bound clears the threshold if the rate stays; None when it never would."""
+    if hits == 0:
+        return replies_for_rate(0, threshold) - n
     size = n
     while size < _MOST_SAMPLES:
         size = int(size * 1.1) + 1
-        if clopper_pearson(round(hits * size / n), size).upper <= threshold:
+        if clopper_pearson(round(hits * size / n), size, 2 * _ONE_SIDED - 1).upper <= threshold:
             return size - n
     return None
+
+
+def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Smallest number in (low, high] that holds, when all beyond one that holds do."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def verdict_on(
@@ -62,5 +113,5 @@ def verdict_on(
 def _verdict(
     metric: str, state: VerdictState, interval: Interval, threshold: float, needed: int | None, note: str
 ) -> Verdict:
-    found = f"{interval.estimate:.4g} [{interval.lower:.4g}, {interval.upper:.4g}] on {interval.n} replies: {note}"
+    found = f"{interval.estimate:.4g} [{interval.lower:.4g}, {interval.upper:.4g}] of n={interval.n}: {note}"
     return verdict_on(interval, metric, state, threshold, needed, found)

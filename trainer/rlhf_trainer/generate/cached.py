@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
 from rlhf_trainer.generate.base import Completion, Request, SampleKey, SamplingParams
 from rlhf_trainer.randomness import generator
+
+_COMPACT_SHARE = 0.75  # a batch with no more rows than this running lets the finished ones go
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
 
 
 class Decoding:
-    """One batch being decoded, a token per row and step; the server streams from it, the trainer drains it."""
+    """One batch being decoded, a token per row and step. Rows that are done can be let go by ``keep``."""
 
     def __init__(self, model: Any, requests: Sequence[Request], params: SamplingParams, pad_id: int) -> None:
         self._model, self._params = model, params
@@ -45,9 +47,10 @@ class Decoding:
         lengths = torch.tensor([len(r.prompt) for r in requests], device=device)
         columns = torch.arange(width + params.max_new_tokens, device=device)
         # Left padding is masked by length, never by token id: pad may equal another token.
-        self._mask = (columns[None, :] >= (width - lengths)[:, None]).long()
+        padded = any(len(r.prompt) < width for r in requests)
+        self._mask = (columns[None, :] >= (width - lengths)[:, None]).long() if padded else None
         self._positions = (columns[None, :width] - (width - lengths)[:, None]).clamp_min(0)
-        self._cache = StaticCache(config=model.config, max_cache_len=width + params.max_new_tokens)
+        self._cache = new_cache(model.config, width + params.max_new_tokens)
         noise = np.stack([_uniforms(r.key, params.max_new_tokens) for r in requests])
         self._uniforms = torch.from_numpy(noise).to(device)
         self._filled, self._step = width, 0
@@ -57,7 +60,7 @@ class Decoding:
         """The next token of every row (B,) and its log-probability (B,), finished rows included."""
         output = self._model(
             input_ids=self._input,
-            attention_mask=self._mask[:, : self._filled],
+            attention_mask=self._attention(),
             position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -69,6 +72,54 @@ class Decoding:
         self._filled += 1
         self._step += 1
         return tokens, logprobs
+
+    def keep(self, rows: Tensor) -> None:
+        """Lets all rows but these (indices) go, with their part of the cache."""
+        rows = rows.to(self._input.device)
+        self._input, self._positions, self._uniforms = self._input[rows], self._positions[rows], self._uniforms[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+        self._cache.reorder_cache(rows)
+
+    def _attention(self) -> Tensor | None:
+        """None without padding, where attention needs no mask. A decoding step's mask is handed over in the shape that
+        the kernel takes, since transformers would make it anew, and at length, for every token."""
+        if self._mask is None:
+            return None
+        mask = self._mask[:, : self._filled]
+        plain = isinstance(self._cache.layers[0], FilledLayer) and self._model.config._attn_implementation == "sdpa"
+        return mask.bool()[:, None, None, :] if self._step > 0 and plain else mask
+
+
+class FilledLayer(StaticLayer):
+    """Keys and values in buffers of their final size, of which attention is given the columns filled so far."""
+
+    is_compileable = False
+
+    def __init__(self, max_cache_len: int) -> None:
+        super().__init__(max_cache_len)
+        self._filled = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self._filled = self._filled, self._filled + key_states.shape[-2]
+        self.keys[:, :, start : self._filled] = key_states
+        self.values[:, :, start : self._filled] = value_states
+        return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._filled
+
+
+def new_cache(config: Any, length: int) -> Cache:
+    """A cache of ``length`` columns; models with other than plain attention layers get transformers' own."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    if set(kinds) != {"full_attention"} or getattr(config, "sliding_window", None):
+        return StaticCache(config=config, max_cache_len=length)
+    return Cache(layers=[FilledLayer(length) for _ in range(config.num_hidden_layers)])
 
 
 class CachedGenerator:
@@ -91,16 +142,22 @@ class CachedGenerator:
 
     def _decode(self, requests: Sequence[Request], params: SamplingParams) -> list[Completion]:
         decoding = Decoding(self._model, requests, params, self._pad_id)
+        shape = (len(requests), params.max_new_tokens)
+        tokens, logprobs = torch.full(shape, self._eos_id), torch.zeros(shape)
+        rows = torch.arange(len(requests))  # which requests are being decoded
         running = torch.ones(len(requests), dtype=torch.bool)
-        columns: list[tuple[Tensor, Tensor]] = []
-        for _ in range(params.max_new_tokens):
-            tokens, logprobs = (column.cpu() for column in decoding.step())
-            columns.append((tokens, logprobs))
-            running &= tokens != self._eos_id
-            if not running.any():
+        for step in range(params.max_new_tokens):
+            drawn, theirs = (column.cpu() for column in decoding.step())
+            tokens[rows[running], step], logprobs[rows[running], step] = drawn[running], theirs.float()[running]
+            running &= drawn != self._eos_id
+            left = int(running.sum())
+            if left == 0:
                 break
-        tokens = torch.stack([t for t, _ in columns], dim=1)
-        logprobs = torch.stack([p for _, p in columns], dim=1)
+            # Letting rows go copies the cache once, about what one more step with them would cost.
+            if left <= _COMPACT_SHARE * len(running) and step + 1 < params.max_new_tokens:
+                kept = running.nonzero()[:, 0]
+                decoding.keep(kept)
+                rows, running = rows[kept], running[kept]
         return [self._cut(row, values) for row, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
     def _cut(self, tokens: list[int], logprobs: list[float]) -> Completion:

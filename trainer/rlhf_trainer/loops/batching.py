@@ -25,6 +25,7 @@ def engine_options(training: PolicyTraining, world_size: int) -> EngineOptions:
         rows_per_step=rows,
         micro_rows=_micro_rows(training, rows // world_size),
         max_grad_norm=1.0,
+        precision=training.precision,
     )
 
 

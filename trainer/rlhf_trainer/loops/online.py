@@ -8,10 +8,10 @@ One engine holds policy and critic; reference and reward model are frozen. Every
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,10 +32,11 @@ from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coe
 from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
 from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
-from rlhf_trainer.loops.rollout import Collector, Experience, current_weights
+from rlhf_trainer.loops.rollout import Collector, Experience
 from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.reward import load_reward_model
+from rlhf_trainer.models.whole import WholeWeights
 from rlhf_trainer.randomness import Stream, generator
 
 
@@ -48,9 +49,8 @@ class OnlineTrainer:
         options = engine_options(self._training, self._world.size)
         self._filter = safety_filter(session.config, self._training)
         lm, _ = load_policy(inputs.policy.path)
-        self.reference = copy.deepcopy(lm).requires_grad_(False).to(self._world.device)
-        sharded = self._training.deepspeed.zero_stage == 3
-        self._replica = copy.deepcopy(self.reference) if sharded else None
+        self._whole = WholeWeights.of_run(lm, self._training, self._world.device)
+        self.reference = self._whole.reference
         self.engine = Engine(_module(lm, self._training), options, self._world)
         self.engine.module.eval()  # dropout off: the ratio of an unchanged policy must be 1
         self.controller = _controller(self._training)
@@ -59,7 +59,7 @@ class OnlineTrainer:
 
     def sampling_lm(self) -> Any:
         """Context manager: the current policy's language model with whole weights. Collective."""
-        return current_weights(self.engine, self._replica)
+        return self._whole.sampling(self.engine)
 
     def generator(self, lm: Any) -> Generator:
         encoder = self._inputs.encoder
@@ -159,11 +159,12 @@ class OnlineTrainer:
         return sums
 
     def _collector(self) -> Collector:
-        scorer = load_reward_model(self._inputs.reward_model.path, self._world.device)
+        scorer = load_reward_model(self._inputs.reward_model.path, self._world.device, self._inputs.encoder)
 
-        def sampler() -> Generator:
+        @contextmanager
+        def sampler() -> Iterator[Generator]:
             with self.sampling_lm() as lm:
-                return self.generator(lm)
+                yield self.generator(lm)
 
         return Collector(
             world=self._world,

@@ -1,4 +1,5 @@
-"""The gate of a policy: win rate against its base and rate of unsafe replies, on prompts it was never trained on."""
+"""The gate of a policy: win rate against its opponent (its base, or a student's teacher) and rate of unsafe replies,
+on prompts it was never trained on. Without any reward model nothing judges the win rate, and no verdict is given."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from rlhf_trainer.algos.kl import k1
-from rlhf_trainer.config import Evaluation
+from rlhf_trainer.config import ONLINE, Evaluation, Opponent
 from rlhf_trainer.evals.verdicts import at_least, rate_at_most
-from rlhf_trainer.evals.win_rate import RewardJudge, outcomes, win_rate
+from rlhf_trainer.evals.win_rate import RewardJudge, length_controlled_win_rate, outcomes, win_rate
 from rlhf_trainer.generate.base import Completion, Generator, Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.loops.common import Session
@@ -25,7 +26,17 @@ from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import Verdict
 
 _ROWS_PER_PASS = 64  # between two signs of life
-_POLICY, _BASE = 0, 1  # steps of the evaluation stream: the two policies draw independently
+_POLICY, _OPPONENT = 0, 1  # steps of the evaluation stream: the two policies draw independently
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two replies to one prompt before the judge."""
+
+    result: float  # 1 the policy wins, 0 its opponent, ½ a tie
+    reward: float  # of the policy's reply
+    length: int  # of the policy's reply, tokens
+    other_length: int
 
 
 @dataclass(frozen=True)
@@ -34,25 +45,31 @@ class Judged:
 
     index: int
     prompt: str
-    result: float  # 1 the policy wins, 0 its base, ½ a tie
-    reward: float  # of the policy's reply, by the judge
+    compared: Compared | None  # None: there is no judge
     violation: bool
     kl: float  # of the policy's reply to the reference, nats
 
 
 class PolicyGate:
-    """Replies of policy and base to held-out prompts, judged by the audit reward model where there is one."""
+    """Replies of policy and opponent to held-out prompts, judged by the audit reward model where there is one."""
 
     def __init__(
-        self, session: Session, inputs: PolicyInputs, sampler: Generator, reference: Any, policy_lm: Any
+        self,
+        session: Session,
+        inputs: PolicyInputs,
+        sampler: Generator,
+        reference: Any,
+        policy_lm: Any,
+        opponent_lm: Any,
     ) -> None:
         self._session, self._inputs = session, inputs
         self._policy, self._reference = policy_lm, reference
         encoder = inputs.encoder
-        self._samplers = (sampler, CachedGenerator(reference, pad_id=encoder.pad_id, eos_id=encoder.eos_id))
+        self._samplers = (sampler, CachedGenerator(opponent_lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id))
         audit = session.config.audit_reward_model
         self._audited = audit is not None
-        self._scorer = load_reward_model((audit or inputs.reward_model).path, session.world.device)
+        judge = audit or inputs.given_reward_model
+        self._scorer = None if judge is None else load_reward_model(judge.path, session.world.device, encoder)
         located = session.config.safety_filter
         self._filter = None if located is None else LinearFilter.read(Path(located.path))
 
@@ -76,17 +93,29 @@ class PolicyGate:
         return [holdout[order[index % len(holdout)]] for index in range(samples)]
 
     def _judge_rows(self, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Judged]:
-        ours, theirs = (self._reply(which, rows, prompts) for which in (_POLICY, _BASE))
-        texts = [prompt.text for prompt in prompts]
-        replies, others = ([self._inputs.encoder.decode(c.tokens) for c in side] for side in (ours, theirs))
-        results = outcomes(RewardJudge(self._scorer), texts, replies, others)
-        rewards = self._scorer(texts, replies)[0].tolist()
+        ours = self._reply(_POLICY, rows, prompts)
+        replies = [self._inputs.encoder.decode(completion.tokens) for completion in ours]
+        compared = self._compare(rows, prompts, ours, replies)
         divergence = self._sequence_kl(prompts, ours)
         return [
-            Judged(row, text, result, reward, self._violates(reply), kl)
-            for row, text, result, reward, reply, kl in zip(
-                rows, texts, results, rewards, replies, divergence, strict=True
-            )
+            Judged(row, prompt.text, one, self._violates(reply), kl)
+            for row, prompt, one, reply, kl in zip(rows, prompts, compared, replies, divergence, strict=True)
+        ]
+
+    def _compare(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], ours: Sequence[Completion], replies: Sequence[str]
+    ) -> Sequence[Compared | None]:
+        """Each reply against the opponent's to the same prompt."""
+        if self._scorer is None:
+            return [None] * len(rows)
+        texts = [prompt.text for prompt in prompts]
+        theirs = self._reply(_OPPONENT, rows, prompts)
+        others = [self._inputs.encoder.decode(completion.tokens) for completion in theirs]
+        results = outcomes(RewardJudge(self._scorer), texts, replies, others)
+        rewards = self._scorer(texts, replies)[0].tolist()
+        return [
+            Compared(result, reward, len(own.tokens), len(other.tokens))
+            for result, reward, own, other in zip(results, rewards, ours, theirs, strict=True)
         ]
 
     def _reply(self, which: int, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Completion]:
@@ -112,27 +141,41 @@ class PolicyGate:
         return [float(value) for value in k1(policy, reference).sum(dim=1)]
 
     def _verdicts(self, judged: Sequence[Judged], evaluation: Evaluation) -> tuple[Verdict, ...]:
-        interval = win_rate([one.result for one in judged], [one.prompt for one in judged])
-        verdicts = [at_least("winRate", interval, evaluation.min_win_rate, self._judge_note())]
+        verdicts = []
+        if compared := _compared(judged):
+            interval = win_rate([one.result for one in compared], [one.prompt for one in judged])
+            name = "nonInferiority" if evaluation.against is Opponent.TEACHER else "winRate"
+            verdicts.append(at_least(name, interval, evaluation.min_win_rate, self._judge_note(evaluation)))
         if self._filter is not None:
             hits = sum(one.violation for one in judged)
             note = "judged by the safety filter"
             verdicts.append(rate_at_most("violationRate", hits, len(judged), evaluation.max_violation_rate, note))
         return tuple(verdicts)
 
-    def _judge_note(self) -> str:
+    def _judge_note(self, evaluation: Evaluation) -> str:
+        against = "against its teacher, " if evaluation.against is Opponent.TEACHER else ""
         if self._audited:
-            return "judged by the audit reward model"
+            return against + "judged by the audit reward model"
+        if self._inputs.training.algorithm not in ONLINE:
+            return against + "judged by the reward model"
         return "judged by the optimised reward model itself, which flatters; an auditRewardModel would be independent"
 
     def _figures(self, judged: Sequence[Judged]) -> dict[str, float]:
         count = len(judged)
-        figures = {
-            "winRate": sum(one.result for one in judged) / count,
-            "evaluationKl": sum(one.kl for one in judged) / count,
-        }
-        if self._audited:
-            figures["auditReward"] = sum(one.reward for one in judged) / count
+        figures = {"evaluationKl": sum(one.kl for one in judged) / count}
+        if compared := _compared(judged):
+            results = [one.result for one in compared]
+            figures["winRate"] = sum(results) / count
+            figures["lengthControlledWinRate"] = length_controlled_win_rate(
+                results, [one.length for one in compared], [one.other_length for one in compared]
+            )
+            if self._audited:
+                figures["auditReward"] = sum(one.reward for one in compared) / count
         if self._filter is not None:
             figures["violationRate"] = sum(one.violation for one in judged) / count
         return figures
+
+
+def _compared(judged: Sequence[Judged]) -> list[Compared]:
+    """Every sample's comparison, or none at all: a judge judges all of them."""
+    return [one.compared for one in judged if one.compared is not None]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import Algorithm, Critic, PolicyTraining
+from rlhf_trainer.config import ONLINE, Algorithm, Critic, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
 from rlhf_trainer.digests import DigestMismatchError, check_digest, dataset_digest, file_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Session
+from rlhf_trainer.loops.given_texts import Limits, Pair, Text, read_demonstrations, read_pairs
+from rlhf_trainer.loops.policy_needs import check_needs
 from rlhf_trainer.loops.rollout import Prompt
 from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, warn_of_memory
 from rlhf_trainer.safety.scorer import FormatError, LinearFilter
@@ -25,36 +26,98 @@ HOLDOUT_FRACTION = 0.2  # of prompts: never trained on, the evaluation draws fro
 
 @dataclass(frozen=True)
 class PolicyInputs:
+    """Which of the texts are there depends on the algorithm; prompts are held out by the same hash in all of them."""
+
     training: PolicyTraining
     policy: Located
-    reward_model: Located
     encoder: Encoder
-    training_prompts: tuple[Prompt, ...]
-    holdout_prompts: tuple[Prompt, ...]
+    training_prompts: tuple[Prompt, ...]  # of spec.prompts
+    holdout_prompts: tuple[Prompt, ...]  # for the evaluation
+    given_reward_model: Located | None = None
+    teacher: Located | None = None
+    pairs: tuple[Pair, ...] = ()  # to train on
+    demonstrations: tuple[Text, ...] = ()  # to train on
+
+    @property
+    def reward_model(self) -> Located:
+        """What online algorithms optimise; ``prepare`` has made sure that they have it."""
+        return _given(self.given_reward_model, "rewardModel")
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """One file's rows to train on and its held-out prompts."""
+
+    path: str
+    prompts: tuple[Prompt, ...] = ()
+    holdout: tuple[Prompt, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    demonstrations: tuple[Text, ...] = ()
+    dropped: int = 0
 
 
 def prepare(session: Session) -> PolicyInputs:
-    """Preflight, then encoded prompts. Raises Invalid with the field and the remedy."""
+    """Preflight, then encoded rows. Raises Invalid with the field and the remedy."""
     config, world = session.config, session.world
     training = config.policy_training
     if training is None:
         raise Invalid("the attempt's configuration has no policyTraining; recreate the resource")
     policy = _given(config.policy, "policy")
-    reward_model = _given(config.reward_model, "rewardModel")
-    prompts = _given(config.prompts, "prompts")
+    check_needs(config, training)
     session.first_on_main(lambda: _check_files(config))
-    check_batch(training.prompts_per_step, world.size, training.ppo.mini_batches, "promptsPerStep")
+    mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
+    check_batch(training.prompts_per_step, world.size, mini_batches, "promptsPerStep")
     if world.is_main:
         separate = training.algorithm is Algorithm.PPO and training.ppo.critic is Critic.SEPARATE
         warn_of_memory(Path(policy.path), 1 + separate, training.deepspeed.zero_stage, world.size)
     encoder = _open_encoder(policy)
-    encoded = [Prompt(text, tuple(encoder.prompt(text))) for text in load_prompts(prompts.path)]
+    sides = [read(config, encoder, training) for read in (_read_texts, _read_prompts)]
+    found = [side for side in sides if side is not None]
+    session.board.figures({"droppedRows": float(sum(side.dropped for side in found))})
+    return PolicyInputs(
+        training=training,
+        policy=policy,
+        encoder=encoder,
+        training_prompts=tuple(prompt for side in found for prompt in side.prompts),
+        holdout_prompts=found[-1].holdout,  # of spec.prompts where they are given
+        given_reward_model=config.reward_model,
+        teacher=config.teacher,
+        pairs=tuple(pair for side in found for pair in side.pairs),
+        demonstrations=tuple(text for side in found for text in side.demonstrations),
+    )
+
+
+def _read_prompts(config: AttemptConfig, encoder: Encoder, training: PolicyTraining) -> _Sides | None:
+    if config.prompts is None:
+        return None
+    path = config.prompts.path
+    encoded = [Prompt(text, tuple(encoder.prompt(text))) for text in load_prompts(path)]
     fitting = [prompt for prompt in encoded if len(prompt.ids) <= training.max_prompt_length]
     dropped = len(encoded) - len(fitting)
-    check_too_long(prompts.path, dropped, len(encoded), training.max_prompt_length, "maxPromptLength")
+    check_too_long(path, dropped, len(encoded), training.max_prompt_length, "maxPromptLength")
     train, holdout = split(fitting, lambda prompt: prompt.text, HOLDOUT_FRACTION)
-    _check_sides(prompts.path, train, holdout)
-    return PolicyInputs(training, policy, reward_model, encoder, tuple(train), tuple(holdout))
+    _check_sides(path, "prompts", len(train), 1, len(holdout))
+    return _Sides(path, tuple(train), tuple(holdout), dropped=dropped)
+
+
+def _read_texts(config: AttemptConfig, encoder: Encoder, training: PolicyTraining) -> _Sides | None:
+    """The pairs or demonstrations of an algorithm that learns from them, and their held-out prompts."""
+    limits, batch = Limits.of(training), training.prompts_per_step
+    if training.algorithm in (Algorithm.DPO, Algorithm.KTO):
+        path = _given(config.preferences, "preferences").path
+        pairs, dropped = read_pairs(path, encoder, limits)
+        train_pairs, held_pairs = split(pairs, lambda pair: pair.prompt.text, HOLDOUT_FRACTION)
+        _check_sides(path, "pairs", len(train_pairs), batch, len(held_pairs))
+        holdout = dict.fromkeys(pair.prompt for pair in held_pairs)
+        return _Sides(path, holdout=tuple(holdout), pairs=tuple(train_pairs), dropped=dropped)
+    if training.algorithm is Algorithm.SFT:
+        path = _given(config.demonstrations, "demonstrations").path
+        texts, dropped = read_demonstrations(path, encoder, limits)
+        train, held = split(texts, lambda text: text.prompt.text, HOLDOUT_FRACTION)
+        _check_sides(path, "demonstrations", len(train), batch, len(held))
+        holdout = dict.fromkeys(text.prompt for text in held)
+        return _Sides(path, holdout=tuple(holdout), demonstrations=tuple(train), dropped=dropped)
+    return None
 
 
 def lineage(config: AttemptConfig) -> dict[str, str]:
@@ -63,10 +126,15 @@ def lineage(config: AttemptConfig) -> dict[str, str]:
         "policy": config.policy,
         "rewardModel": config.reward_model,
         "auditRewardModel": config.audit_reward_model,
+        "teacher": config.teacher,
     }
     digests = {name: at.digest or folder_digest(at.path) for name, at in folders.items() if at is not None}
-    if config.prompts is not None:
-        digests["prompts"] = config.prompts.digest or dataset_digest(config.prompts.path)
+    datasets = {
+        "prompts": config.prompts,
+        "preferences": config.preferences,
+        "demonstrations": config.demonstrations,
+    }
+    digests |= {name: at.digest or dataset_digest(at.path) for name, at in datasets.items() if at is not None}
     if config.safety_filter is not None:
         digests["safetyFilter"] = config.safety_filter.digest or file_digest(config.safety_filter.path)
     return digests | {"config": config.config_digest}
@@ -87,10 +155,15 @@ def _check_files(config: AttemptConfig) -> None:
         raise Invalid(f"spec.evaluation.safetyFilter ({located.uri or located.path}): {error}") from error
 
 
-def _check_sides(path: str, train: Sequence[Prompt], holdout: Sequence[Prompt]) -> None:
+def _check_sides(path: str, rows: str, train: int, least: int, holdout: int) -> None:
+    if train < least and holdout:
+        raise Invalid(
+            f"{path}: {train} {rows} to train on are fewer than training.promptsPerStep {least}; "
+            "lower it or give more rows"
+        )
     if not train or not holdout:
         raise Invalid(
-            f"{path}: {len(train)} prompts to train on and {len(holdout)} held out for evaluation; "
+            f"{path}: {train} {rows} to train on and {holdout} held out for evaluation; "
             "give more prompts (about a fifth is held out by a hash of the text)"
         )
 

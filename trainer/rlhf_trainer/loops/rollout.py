@@ -7,8 +7,8 @@ batches and every metric independent of how many ranks there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,7 +103,7 @@ class Collector:
     world: World
     encoder: Encoder
     forward: Callable[[Batch, float], Any]  # the engine's: log-probs, values, entropies
-    sampler: Callable[[], Generator]  # a generator holding the current weights
+    sampler: Callable[[], AbstractContextManager[Generator]]  # a generator holding the current weights
     reference: Any
     scorer: Scorer
     params: SamplingParams
@@ -120,7 +120,8 @@ class Collector:
         began = time.monotonic()
         keys = range(len(rows))[share]
         requests = [Request(p.ids, SampleKey(self.seed, step, key)) for p, key in zip(mine, keys, strict=True)]
-        completions = self.sampler().generate(requests, self.params)
+        with self.sampler() as sampler:
+            completions = sampler.generate(requests, self.params)
         generated = time.monotonic()
         local = self._score(mine, completions, generated - began, generated)
         whole = Experience.join(self.world.gather(local))
@@ -160,16 +161,3 @@ class Collector:
             generate_seconds=generate_seconds,
             score_seconds=time.monotonic() - began,
         )
-
-
-@contextmanager
-def current_weights(engine: Any, replica: Any | None) -> Iterator[Any]:
-    """The policy's language model with whole weights: the engine's own, or under ZeRO-3 a replica that is filled by
-    one gather per rollout (gathering per token makes generation tens of times slower)."""
-    if replica is None:
-        yield engine.module.lm
-        return
-    with engine.gathered() as module:
-        policy: Any = module
-        replica.load_state_dict(policy.lm.state_dict())
-    yield replica

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_trainer.models.policy import ActorCritic, Batch, score_tokens
+from rlhf_trainer.models.policy import ActorCritic, Batch, predicting_states, score_tokens
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -37,8 +37,8 @@ class SharedCritic(ActorCritic):
 
     def forward(self, batch: Batch, temperature: float) -> Outputs:
         scored = score_tokens(self.lm, batch, temperature)
-        hidden = scored.hidden.detach() if self.warming else scored.hidden
-        return scored.logprobs, _values(self.value_head, hidden, batch), scored.entropy
+        states = scored.states.detach() if self.warming else scored.states
+        return scored.logprobs, _values(self.value_head, states, batch), scored.entropy
 
 
 class SeparateCritic(nn.Module):
@@ -56,11 +56,10 @@ class SeparateCritic(nn.Module):
 
     def forward(self, batch: Batch, temperature: float) -> Outputs:
         scored = score_tokens(self.lm, batch, temperature)
-        hidden = self.critic(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
-        before = (batch.positions() - 1)[..., None].expand(-1, -1, hidden.shape[-1])
-        return scored.logprobs, _values(self.value_head, hidden.gather(1, before), batch), scored.entropy
+        states = predicting_states(self.critic, batch)
+        return scored.logprobs, _values(self.value_head, states, batch), scored.entropy
 
 
-def _values(head: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
-    values: Tensor = head(hidden).float()[..., 0]
-    return values * batch.mask()
+def _values(head: nn.Module, states: Tensor, batch: Batch) -> Tensor:
+    values: Tensor = head(states).float()[:, 0]
+    return batch.spread(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_trainer.algos.rewards import response_mask
 from rlhf_trainer.data.encoding import Encoder, pad_right
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.models.logprobs import head_logprobs
+from rlhf_trainer.models.packing import row_states
 
 
 @dataclass(frozen=True)
@@ -37,44 +40,66 @@ class Batch:
             torch.tensor([len(response) for response in responses], device=device),
         )
 
-    @property
+    @cached_property
     def width(self) -> int:
         return int(self.lengths.max())
+
+    @cached_property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Row and place in the response (N,) of each response token, row by row."""
+        rows, steps = self.mask().nonzero(as_tuple=True)
+        return rows, steps
+
+    def mask(self) -> Tensor:
+        return response_mask(self.lengths, self.width)
+
+    def targets(self) -> Tensor:
+        """(N,) ids of the response tokens."""
+        rows, steps = self.tokens
+        return self.ids[rows, self.prompt_lengths[rows] + steps]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(N, ...) numbers of the response tokens → (B, T, ...), 0 after a row's end."""
+        return values.new_zeros(len(self.ids), self.width, *values.shape[1:]).index_put(self.tokens, values)
 
     def positions(self) -> Tensor:
         """(B, T) index of each response token; past a row's end the index stays on its last token."""
         steps = torch.arange(self.width, device=self.ids.device)[None, :]
         return self.prompt_lengths[:, None] + torch.minimum(steps, self.lengths[:, None] - 1)
 
-    def mask(self) -> Tensor:
-        return response_mask(self.lengths, self.width)
-
 
 @dataclass(frozen=True)
 class Scored:
-    """Per response token (B, T), 0 after the end: log p, the policy's entropy, and the hidden state (B, T, H) of the
-    position that predicts it."""
+    """Per response token (B, T), 0 after the end: log p and the policy's entropy; and the hidden states (N, H) that
+    predict the N response tokens, row by row."""
 
     logprobs: Tensor
     entropy: Tensor
-    hidden: Tensor
+    states: Tensor
+    batch: Batch
+
+    @property
+    def hidden(self) -> Tensor:
+        """The states by row (B, T, H)."""
+        return self.batch.spread(self.states)
 
 
 def score_tokens(lm: Any, batch: Batch, temperature: float) -> Scored:
     """Log-probabilities of the response tokens under ``lm`` at ``temperature``, in float32.
 
-    Logits are computed only where a response token is predicted, not for prompts and padding.
+    Nothing is computed for padding, and logits only where a response token is predicted.
     """
-    hidden = lm.base_model(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
-    positions = batch.positions()
-    before = (positions - 1)[..., None].expand(-1, -1, hidden.shape[-1])
-    states = hidden.gather(1, before)
-    logits = lm.get_output_embeddings()(states).float() / temperature
-    distribution = torch.log_softmax(logits, dim=-1)
-    chosen = distribution.gather(-1, batch.ids.gather(1, positions)[..., None])[..., 0]
-    mask = batch.mask()
-    entropy = -(distribution.detach().exp() * distribution.detach()).sum(dim=-1)
-    return Scored(chosen * mask, entropy * mask, states)
+    states = predicting_states(lm.base_model, batch)
+    logprobs, entropy = head_logprobs(lm, states, batch.targets(), temperature)
+    return Scored(batch.spread(logprobs), batch.spread(entropy), states, batch)
+
+
+def predicting_states(trunk: Any, batch: Batch) -> Tensor:
+    """(N, H) hidden states that predict the N response tokens of the batch, row by row; ``Batch.spread`` brings what
+    is computed from them into (B, T)."""
+    states, starts = row_states(trunk, batch.ids, batch.prompt_lengths + batch.lengths)
+    rows, steps = batch.tokens
+    return states.index_select(0, starts[rows] + batch.prompt_lengths[rows] + steps - 1)
 
 
 class ActorCritic(nn.Module):
@@ -91,8 +116,8 @@ class ActorCritic(nn.Module):
     def forward(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies (B, T) of the response tokens."""
         scored = score_tokens(self.lm, batch, temperature)
-        values: Tensor = self.value_head(scored.hidden).float()[..., 0]
-        return scored.logprobs, values * batch.mask(), scored.entropy
+        values: Tensor = self.value_head(scored.states).float()[:, 0]
+        return scored.logprobs, batch.spread(values), scored.entropy
 
 
 def load_policy(path: Path | str) -> tuple[Any, Encoder]:
@@ -105,6 +130,8 @@ def load_policy(path: Path | str) -> tuple[Any, Encoder]:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise Invalid(f"{path}: not a Hugging Face causal language model with a tokenizer ({error})") from error
+    if getattr(lm.config, "final_logit_softcapping", None) or getattr(lm.config, "logit_scale", None):
+        raise Invalid(f"{path}: {lm.config.model_type} changes its logits after the head, which is not supported")
     return lm.eval(), Encoder(tokenizer)
 
 

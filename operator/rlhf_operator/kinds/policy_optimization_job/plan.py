@@ -11,6 +11,7 @@ from rlhf_operator.kinds.base import Key, Object, Observed, Plan
 from rlhf_operator.kinds.training import lifecycle, upstream
 from rlhf_operator.kinds.training.job import JobKind
 from rlhf_operator.kinds.training.reasons import Reason
+from rlhf_trainer.config import ONLINE
 
 
 def plan(observed: Observed) -> Plan:
@@ -18,29 +19,42 @@ def plan(observed: Observed) -> Plan:
 
 
 def references(primary: Object) -> frozenset[Key]:
-    return upstream.references(primary, ("rewardModel", "auditRewardModel"))
+    return upstream.references(primary)
 
 
 def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSource]:
-    found: dict[str, Source | ArtifactSource] = {
+    judge = spec.evaluation.safety_filter
+    named: dict[str, Source | ArtifactSource | None] = {
         "policy": spec.policy,
         "rewardModel": spec.reward_model,
+        "preferences": spec.preferences,
+        "demonstrations": spec.demonstrations,
+        "teacher": spec.teacher,
         "prompts": spec.prompts,
+        "auditRewardModel": spec.audit_reward_model,
+        "safetyFilter": None if judge is None else Source.model_construct(uri=judge.uri, digest=judge.digest),
     }
-    if spec.audit_reward_model is not None:
-        found["auditRewardModel"] = spec.audit_reward_model
-    judge = spec.evaluation.safety_filter
-    if judge is not None:
-        found["safetyFilter"] = Source.model_construct(uri=judge.uri, digest=judge.digest)
-    return found
+    return {name: source for name, source in named.items() if source is not None}
 
 
 def _batch(spec: PolicyOptimizationJobSpec) -> tuple[str, int, int]:
-    return "spec.training.promptsPerStep", spec.training.prompts_per_step, spec.training.ppo.mini_batches
+    training = spec.training
+    field = "spec.training.promptsPerStep" + (" x samplesPerPrompt" if training.samples_per_prompt > 1 else "")
+    mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
+    return field, training.prompts_per_step * training.samples_per_prompt, mini_batches
 
 
 def _attempt_fields(spec: PolicyOptimizationJobSpec) -> Mapping[str, Any]:
     return {"policyTraining": spec.training, "guardrails": tuple(spec.guardrails), "evaluation": spec.evaluation}
+
+
+def _unjudged(spec: PolicyOptimizationJobSpec) -> str:
+    if spec.reward_model or spec.audit_reward_model or spec.evaluation.safety_filter:
+        return ""
+    return (
+        "nothing judges this policy: neither auditRewardModel nor evaluation.safetyFilter is named; "
+        "another job that names one can be Validated, and this artifact be used by its uri and digest"
+    )
 
 
 KIND: JobKind[PolicyOptimizationJobSpec] = JobKind(
@@ -52,5 +66,7 @@ KIND: JobKind[PolicyOptimizationJobSpec] = JobKind(
     batch=_batch,
     training=lambda spec: spec.training,
     attempt_fields=_attempt_fields,
-    identity_inputs=("policy", "rewardModel", "prompts"),
+    # The safety filter is among them because a safety constraint learns from it.
+    identity_inputs=("policy", "rewardModel", "preferences", "demonstrations", "teacher", "prompts", "safetyFilter"),
+    unjudged=_unjudged,
 )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rlhf_operator.analysis.trial import Trial
 from rlhf_operator.api.conditions import RolloutCondition, remove_condition, set_condition
 from rlhf_operator.api.meta import ConditionStatus
-from rlhf_operator.api.policy_rollout import RolloutMetric, RolloutPhase, RolloutReason, RolloutVerdict
+from rlhf_operator.api.policy_rollout_status import RolloutMetric, RolloutPhase, RolloutReason, RolloutVerdict
 from rlhf_operator.kinds.policy_rollout import evidence
 from rlhf_operator.kinds.policy_rollout.course import Course
 from rlhf_operator.kinds.policy_rollout.observe import View

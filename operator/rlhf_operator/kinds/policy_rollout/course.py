@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rlhf_operator.api.decision import Action, Decision
 from rlhf_operator.api.meta import Source
-from rlhf_operator.api.policy_rollout import Revision, RevisionState, RolloutReason
+from rlhf_operator.api.policy_rollout_status import Revision, RevisionState, RolloutReason
 from rlhf_operator.kinds.base import Key
 from rlhf_operator.kinds.policy_rollout import ledger
 from rlhf_operator.kinds.policy_rollout.decisions import decision_about

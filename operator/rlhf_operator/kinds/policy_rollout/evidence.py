@@ -12,7 +12,8 @@ from rlhf_operator.analysis import codec
 from rlhf_operator.analysis.fold import Counts, Reading, RowName, fold, forget_rows
 from rlhf_operator.analysis.trial import Design, Metric, Trial, advanced
 from rlhf_operator.analysis.verdict import Judgement, failed, judge, passed
-from rlhf_operator.api.policy_rollout import Guardrail, Interval, Revision, RolloutMetric, RolloutVerdict
+from rlhf_operator.api.policy_rollout import Guardrail
+from rlhf_operator.api.policy_rollout_status import Interval, Revision, RolloutMetric, RolloutVerdict
 from rlhf_operator.kinds.policy_rollout.gateway import stage_number
 from rlhf_operator.kinds.policy_rollout.observe import View
 from rlhf_operator.kinds.training.objects import integer, moment

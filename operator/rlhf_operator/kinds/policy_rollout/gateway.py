@@ -16,17 +16,25 @@ from rlhf_gateway.wire import (
     SafetyFilter,
 )
 from rlhf_operator.api.labels import COMPONENT
-from rlhf_operator.api.policy_rollout import Revision, Stage
+from rlhf_operator.api.policy_rollout import Stage
+from rlhf_operator.api.policy_rollout_status import Revision
 from rlhf_operator.kinds.base import CONFIG_MAP, DEPLOYMENT, ROLE, ROLE_BINDING, SERVICE, SERVICE_ACCOUNT, Resource
 from rlhf_operator.kinds.policy_rollout.observe import GATEWAY, View, gateway_name
-from rlhf_operator.kinds.policy_rollout.servers import POD_SECURITY, RESTRICTED, backend, pod_labels, selector
+from rlhf_operator.kinds.policy_rollout.servers import (
+    POD_SECURITY,
+    RESTRICTED,
+    backend,
+    pod_labels,
+    resources,
+    selector,
+)
 from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
 
 TRIAL_STAGES = 100  # stage numbers of the gateway per trial: a second trial of a digest is counted afresh
 HOLD = 99  # of them: traffic outside of any stage, which is no evidence
 # Every user's answer passes here. Without a request for CPU the pod is BestEffort, and beside a training pod on a busy
 # node it stands still for seconds: connections time out, and a failing readiness probe turns users away.
-RESOURCES = {"requests": {"cpu": "200m", "memory": "128Mi"}}
+REQUESTS = {"cpu": "200m", "memory": "128Mi"}
 
 
 def stage_number(trial: int, stage: int) -> int:
@@ -171,7 +179,7 @@ def _pod_spec(view: View) -> dict[str, Any]:
                 "startupProbe": _probe("/healthz", period=1, failures=300),  # a busy node starts Python slowly
                 "readinessProbe": _probe("/readyz", period=2, failures=3),
                 "livenessProbe": _probe("/healthz", period=10, failures=6),
-                "resources": RESOURCES,
+                "resources": resources(view.spec.routing.resources, REQUESTS),
                 "securityContext": RESTRICTED,
                 "volumeMounts": mounts,
             }

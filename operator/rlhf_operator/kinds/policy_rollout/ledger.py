@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from rlhf_operator.api.meta import Source
-from rlhf_operator.api.policy_rollout import MAX_REVISIONS_KEPT, Revision, RevisionState, RolloutReason
+from rlhf_operator.api.policy_rollout_status import MAX_REVISIONS_KEPT, Revision, RevisionState, RolloutReason
 
 Revisions = tuple[Revision, ...]
 _DIGITS = 10  # of the digest in a revision's name

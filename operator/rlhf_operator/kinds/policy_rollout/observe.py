@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from rlhf_gateway.wire import CONFIG_KEY, DataPlaneState, Evidence, GatewayConfig
 from rlhf_operator.api.labels import COMPONENT, REVISION
-from rlhf_operator.api.policy_rollout import PolicyRollout, PolicyRolloutSpec, PolicyRolloutStatus
+from rlhf_operator.api.policy_rollout import PolicyRollout, PolicyRolloutSpec
+from rlhf_operator.api.policy_rollout_status import PolicyRolloutStatus
 from rlhf_operator.kinds.base import DEPLOYMENT, ENDPOINT_SLICE, POD, Object, Observed, Pulled
 from rlhf_operator.kinds.training.objects import (
     condition,

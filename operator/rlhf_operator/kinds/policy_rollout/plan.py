@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from rlhf_gateway.wire import TRAFFIC_PORT, GatewayConfig
 from rlhf_operator.api.conditions import RolloutCondition, find, set_condition
-from rlhf_operator.api.policy_rollout import (
-    PolicyRollout,
+from rlhf_operator.api.policy_rollout import PolicyRollout, seconds
+from rlhf_operator.api.policy_rollout_status import (
     PolicyRolloutStatus,
     Revision,
     RevisionState,
@@ -25,7 +25,6 @@ from rlhf_operator.api.policy_rollout import (
     RolloutReason,
     RolloutVerdict,
     Weights,
-    seconds,
 )
 from rlhf_operator.kinds.base import Event, Observed, Plan
 from rlhf_operator.kinds.policy_rollout import course as courses

@@ -7,17 +7,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from rlhf_operator.api.decision import Action
-from rlhf_operator.api.policy_rollout import (
-    BlindAction,
-    Guardrail,
-    Revision,
-    RolloutPhase,
-    RolloutReason,
-    RolloutVerdict,
-    Stage,
-    StageApproval,
-    seconds,
-)
+from rlhf_operator.api.policy_rollout import BlindAction, Guardrail, Stage, StageApproval, seconds
+from rlhf_operator.api.policy_rollout_status import Revision, RolloutPhase, RolloutReason, RolloutVerdict
 from rlhf_operator.kinds.policy_rollout import evidence
 from rlhf_operator.kinds.policy_rollout.course import Course
 from rlhf_operator.kinds.policy_rollout.decisions import decision_about

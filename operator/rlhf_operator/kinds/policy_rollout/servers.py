@@ -19,7 +19,8 @@ from rlhf_operator.api.labels import (
     OWNER_UID,
     REVISION,
 )
-from rlhf_operator.api.policy_rollout import Revision
+from rlhf_operator.api.policy_rollout_status import Revision
+from rlhf_operator.api.training import ResourceRequirements
 from rlhf_operator.kinds.base import DEPLOYMENT, SERVICE
 from rlhf_operator.kinds.policy_rollout.observe import POLICY_SERVER, View
 from rlhf_operator.kinds.training.merge import merge
@@ -28,6 +29,9 @@ from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
 
 GRACE_SECONDS = 60  # for answers in flight, streams too
 STARTUP_SECONDS = 1800  # a large model loads for long; a crash is seen by itself
+# Users wait for every answer. Without a request for CPU a pod is BestEffort, and beside a training pod on a busy node
+# it stands still for seconds. How much memory a policy takes only its user knows.
+REQUESTS = {"cpu": "200m"}
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -101,28 +105,35 @@ def selector(view: View, component: str, revision: str | None = None) -> dict[st
     return {**labels, REVISION: revision} if revision is not None else labels
 
 
+def resources(asked: ResourceRequirements, requests: Mapping[str, str]) -> dict[str, Any]:
+    """What a user asks for, over default requests. A limit is its own request, which a default could exceed."""
+    defaults = {name: amount for name, amount in requests.items() if name not in asked.limits}
+    found = {"limits": dict(asked.limits), "requests": {**defaults, **asked.requests}}
+    return {name: amounts for name, amounts in found.items() if amounts}
+
+
 def _pod_spec(view: View, revision: Revision) -> dict[str, Any]:
     volume = Volume.parse(revision.uri)
-    resources = view.spec.serving.resources.model_dump(mode="json", exclude_defaults=True)
+    wanted = resources(view.spec.serving.resources, REQUESTS)
+    threads = openmp_threads(node_amounts(wanted).get("cpu", 0.0))
     container: dict[str, Any] = {
         "name": POLICY_SERVER,
         "image": revision.image,
         "imagePullPolicy": view.observed.settings.image_pull_policy,
         "command": ["python", "-m", "rlhf_trainer.serve"],
         "args": ["--model", volume.at(IN_ROOT), "--served-name", view.name, "--digest", revision.digest],
-        "env": [{"name": "OMP_NUM_THREADS", "value": str(openmp_threads(node_amounts(resources).get("cpu", 0.0)))}],
+        "env": [{"name": "OMP_NUM_THREADS", "value": str(threads)}],
         "ports": [{"name": "http", "containerPort": SERVE_PORT, "protocol": "TCP"}],
         "startupProbe": _probe(period=1, failures=STARTUP_SECONDS),
         "readinessProbe": _probe(period=1, failures=2),
         "livenessProbe": _probe(period=10, failures=6),
+        "resources": wanted,
         "securityContext": RESTRICTED,
         "volumeMounts": [
             {"name": "model", "mountPath": f"{IN_ROOT}/{volume.claim}", "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    if resources:
-        container["resources"] = resources
     return {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from rlhf_operator.api.training import MAX_ATTEMPTS_KEPT, Attempt, EvictedAttempts, TrainingJobStatus, Usage
+from rlhf_operator.api.training_status import MAX_ATTEMPTS_KEPT, Attempt, EvictedAttempts, TrainingJobStatus, Usage
 from rlhf_trainer.wire import FailureClass
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 360.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from rlhf_operator.api.training import Attempt
+from rlhf_operator.api.training_status import Attempt
 from rlhf_operator.kinds.base import JOB, Object
 from rlhf_operator.kinds.training.attempts import counted, spent
 from rlhf_operator.kinds.training.children import REPORTER, TRAINER, reporter

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlhf_operator.api.conditions import JobCondition, Truth, find, is_true, set_condition
 from rlhf_operator.api.meta import ConditionStatus
-from rlhf_operator.api.training import JobPhase, Usage
+from rlhf_operator.api.training_status import JobPhase, Usage
 from rlhf_operator.kinds.training import attempts
 from rlhf_operator.kinds.training.draft import Draft
 from rlhf_operator.kinds.training.judges import JUDGES

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from rlhf_operator.api.training import Attempt, TrainingJobStatus
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.base import ChildRef, Event, Object, Plan, Pull, Resource
 from rlhf_operator.kinds.training.attempts import edit, is_open, record
 from rlhf_operator.kinds.training.children import size_of

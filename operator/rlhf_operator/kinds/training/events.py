@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_operator.api.conditions import JobCondition, find
-from rlhf_operator.api.training import Attempt, TrainingJobStatus
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.base import Event
 from rlhf_operator.kinds.training.draft import Draft
 from rlhf_operator.kinds.training.job import Job
@@ -22,7 +22,7 @@ _TOLD: dict[tuple[JobCondition, str], str] = {
     (JobCondition.COMPLETE, "True"): "Normal",
     (JobCondition.FAILED, "True"): "Warning",
 }
-_WAITS = ("WaitingForUpstream", "WaitingForQuota", "Unschedulable", "ImagePullFailed")
+_WAITS = ("WaitingForUpstream", "WaitingForClaim", "WaitingForQuota", "Unschedulable", "ImagePullFailed")
 
 
 def events_of(job: Job[Any], draft: Draft) -> tuple[Event, ...]:

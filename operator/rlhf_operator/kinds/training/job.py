@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rlhf_operator.api.labels import ATTEMPT, COMPONENT, OWNER_UID
 from rlhf_operator.api.meta import ArtifactSource, Source
-from rlhf_operator.api.training import Attempt, TrainingJobSpec, TrainingJobStatus
+from rlhf_operator.api.training import TrainingJobSpec
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, Key, Object, Observed
 from rlhf_operator.kinds.training.objects import controller_uid, integer, label_of, mapping, moment, text, uid_of
 from rlhf_operator.kinds.training.reasons import Reason
@@ -41,6 +43,7 @@ class JobKind(Generic[S]):
     training: Callable[[S], BaseModel]  # with the identity inputs: what a checkpoint must agree with
     attempt_fields: Callable[[S], Mapping[str, Any]]  # AttemptConfig's fields of this kind, besides the inputs
     identity_inputs: tuple[str, ...]  # inputs that shape the trained weights
+    unjudged: Callable[[S], str] = lambda _spec: ""  # why no run of this spec can get a verdict; "": it can
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,16 @@ class Job(Generic[S]):
 
     def children(self, kind: str) -> tuple[Object, ...]:
         """Ours by uid: pods by label (the Job controls them), the rest by their controller reference."""
-        found = (child for child in self.observed.children.get(kind, ()) if isinstance(child, Mapping))
-        if kind == POD.kind:
-            return tuple(pod for pod in found if self.uid and label_of(pod, OWNER_UID) == self.uid)
-        return tuple(child for child in found if self.uid and controller_uid(child) == self.uid)
+        return self._ours.get(kind, ())
+
+    @cached_property
+    def _ours(self) -> Mapping[str, tuple[Object, ...]]:
+        if not self.uid:
+            return {}
+        return {
+            kind: tuple(child for child in found if isinstance(child, Mapping) and _owner(kind, child) == self.uid)
+            for kind, found in self.observed.children.items()
+        }
 
     def child(self, kind: str, name: str) -> Object | None:
         return next((child for child in self.children(kind) if text(child, "metadata", "name") == name), None)
@@ -136,6 +145,10 @@ class Job(Generic[S]):
         return self.status.attempts[-1] if self.status.attempts else None
 
 
+def _owner(kind: str, child: Object) -> str:
+    return label_of(child, OWNER_UID) if kind == POD.kind else controller_uid(child)
+
+
 def attempt_of(child: Object) -> int:
     """The attempt a child's label names; 0 when it names none."""
     label = label_of(child, ATTEMPT)
@@ -148,4 +161,5 @@ def _read_spec(kind: JobKind[S], primary: Object) -> tuple[S | None, str]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in ("spec", *first["loc"]))
-        return None, f"{where}: {first['msg']}; correct the field or create the job anew"
+        told = first["msg"].removeprefix("Value error, ")
+        return None, f"{where}: {told}; correct the field or create the job anew"

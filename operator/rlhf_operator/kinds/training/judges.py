@@ -110,7 +110,7 @@ def _within_budget(draft: Draft) -> Judgement:
 
 
 def _validated(draft: Draft) -> Judgement:
-    last, waiver = draft.last, draft.status.waiver
+    last, waiver, unjudged = draft.last, draft.status.waiver, _unjudged(draft)
     if waiver is not None:
         return YES, Reason.WAIVED, f"{waiver.by} waived the gate for {waiver.digest} by Decision {waiver.decision}"
     if last is not None and last.failure_class == FailureClass.GATE_FAILED:
@@ -119,13 +119,16 @@ def _validated(draft: Draft) -> Judgement:
         verdicts = draft.status.verdicts
         if verdicts and all(verdict.state is VerdictState.PASS for verdict in verdicts):
             return YES, Reason.AS_EXPECTED, "every gate passed"
-        # An image that judges nothing, or a message that lost its verdicts: success is not evidence.
-        message = (
-            "the run reports success without a passed verdict, and no evidence is not a pass: "
-            "run it again under another name with a trainer image that judges"
-        )
+        # No judge, an image that judges nothing, or a message that lost its verdicts: success is not evidence.
+        why = unjudged or "run it again under another name with a trainer image that judges"
+        message = f"the run reports success without a passed verdict, and no evidence is not a pass: {why}"
         return UNKNOWN, Reason.OUTCOME_UNKNOWN, message
-    return UNKNOWN, Reason.NOT_YET, "no artifact has been judged"
+    return UNKNOWN, Reason.NOT_YET, unjudged or "no artifact has been judged"
+
+
+def _unjudged(draft: Draft) -> str:
+    job = draft.job
+    return "" if job.valid_spec is None else job.kind.unjudged(job.valid_spec)
 
 
 def _gate_message(verdicts: list[Verdict]) -> str:

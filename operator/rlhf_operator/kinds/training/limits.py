@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from rlhf_operator.api.training import Attempt, Budget, OnExceeded, TrainingJobSpec, TrainingJobStatus, Usage
+from rlhf_operator.api.training import Budget, OnExceeded, TrainingJobSpec
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus, Usage
 from rlhf_operator.kinds.training.attempts import is_open, spent, total
 from rlhf_operator.kinds.training.objects import later
 from rlhf_operator.kinds.training.reasons import Reason

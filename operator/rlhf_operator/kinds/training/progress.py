@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_operator.api.training import MAX_CHECKPOINTS_KEPT, ArtifactStatus, Attempt, Progress, TrainingJobStatus
+from rlhf_operator.api.training_status import MAX_CHECKPOINTS_KEPT, ArtifactStatus, Attempt, Progress, TrainingJobStatus
 from rlhf_operator.kinds.base import Object, Pull
 from rlhf_operator.kinds.training.attempts import edit
 from rlhf_operator.kinds.training.job import Job
@@ -35,7 +35,7 @@ from rlhf_trainer.wire import (
 
 PULL_SECONDS = 10.0
 WRITE_EVERY = timedelta(seconds=30)
-_MAX_METRICS, _MAX_GUARDRAILS, _MAX_VERDICTS, _MAX_SKIPPED, _MAX_LINEAGE = 64, 16, 16, 5, 32
+_MAX_METRICS, _MAX_GUARDRAILS, _MAX_VERDICTS, _MAX_SKIPPED, _MAX_LINEAGE = 64, 16, 32, 5, 32
 
 
 @dataclass(frozen=True)

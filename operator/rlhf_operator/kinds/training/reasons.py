@@ -12,6 +12,7 @@ class Reason(StrEnum):
     # Waiting.
     WAITING_FOR_QUOTA = "WaitingForQuota"
     WAITING_FOR_UPSTREAM = "WaitingForUpstream"
+    WAITING_FOR_CLAIM = "WaitingForClaim"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     PODS_STARTING = "PodsStarting"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_operator.api.training import WaiverStatus
+from rlhf_operator.api.training_status import WaiverStatus
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, SERVICE
 from rlhf_operator.kinds.training.decisions import waiver
 from rlhf_operator.kinds.training.draft import Draft

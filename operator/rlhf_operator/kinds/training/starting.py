@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_operator.api.training import ArtifactStatus, Attempt
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, SERVICE
+from rlhf_operator.api.training_status import ArtifactStatus, Attempt
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, SERVICE, Object
 from rlhf_operator.kinds.training import children
 from rlhf_operator.kinds.training.attempts import backoff
+from rlhf_operator.kinds.training.claims import Use, claim_key, claim_of, missing, unsuitable
 from rlhf_operator.kinds.training.closing import running
 from rlhf_operator.kinds.training.decisions import acknowledgement
 from rlhf_operator.kinds.training.draft import Draft, Why
-from rlhf_operator.kinds.training.job import Job, attempt_of
+from rlhf_operator.kinds.training.job import attempt_of
 from rlhf_operator.kinds.training.objects import moment, text
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_operator.kinds.training.storage import BadUri, Volume
@@ -39,9 +40,10 @@ def _trainer_name(draft: Draft, job: Any) -> str:
 
 def go_on(draft: Draft) -> None:
     """Ends the job, holds it, lets it wait, or starts the next attempt; restores lost children of the open one."""
-    refusal = refused(draft.job)
+    refusal = refused(draft)
     resolution = resolve(draft.job) if refusal is None else Resolution()
-    draft.refused = refusal or resolution.refused or _drifted(draft)
+    refusal = refusal or resolution.refused
+    draft.refused = refusal or (unmountable(draft, resolution) if not resolution.waiting else None) or _drifted(draft)
     if draft.open is not None:
         if draft.open.stopping is None and draft.refused is None and not resolution.waiting:
             _make_children(draft, draft.open, resolution)
@@ -68,7 +70,7 @@ def _hold_or_start(draft: Draft, resolution: Resolution) -> None:
     if resolution.waiting:
         draft.waiting = (Reason.WAITING_FOR_UPSTREAM, resolution.waiting)
         return
-    draft.waiting = _leftovers(draft) or _backoff(draft)
+    draft.waiting = _claims(draft, resolution) or _leftovers(draft) or _backoff(draft)
     if draft.waiting is None:
         _start(draft, resolution)
 
@@ -104,6 +106,28 @@ def _paused(draft: Draft) -> Why | None:
         f"{last.message or 'a guardrail paused the job'}; it goes on after a Decision Acknowledge for attempt "
         f"{last.number}{how}"
     )
+
+
+def unmountable(draft: Draft, resolution: Resolution) -> Why | None:
+    """A claim that the pods cannot share, or cannot write to."""
+    uses, claims = _uses(draft, resolution)
+    problem = unsuitable(uses, claims, draft.size.nodes)
+    return (Reason.INVALID_DATA, problem) if problem else None
+
+
+def _claims(draft: Draft, resolution: Resolution) -> Why | None:
+    uses, claims = _uses(draft, resolution)
+    problem = missing(uses, claims)
+    return (Reason.WAITING_FOR_CLAIM, problem) if problem else None
+
+
+def _uses(draft: Draft, resolution: Resolution) -> tuple[tuple[Use, ...], dict[str, Object | None]]:
+    """What the pods mount, and what is known of it."""
+    job = draft.job
+    found = [(f"input {name}", claim_of(source.uri), False) for name, source in resolution.inputs.items()]
+    found.append(("spec.output.uri", claim_of(job.spec.output.uri), True))
+    uses = tuple(Use(field, claim, written) for field, claim, written in found if claim is not None)
+    return uses, {use.claim: job.related(claim_key(job.namespace, use.claim)) for use in uses}
 
 
 def _leftovers(draft: Draft) -> Why | None:
@@ -146,6 +170,9 @@ def _start(draft: Draft, resolution: Resolution) -> None:
 
 def _make_children(draft: Draft, attempt: Attempt, resolution: Resolution) -> None:
     """What of the attempt's children is missing; the Job only if it has never been there."""
+    name = draft.job.attempt_name(attempt.number)
+    if all(draft.job.child(resource.kind, name) is not None for resource in (CONFIG_MAP, SERVICE, JOB)):
+        return
     for child in children.of_attempt(draft.job, attempt.number, resolution.inputs, draft.size):
         if child["kind"] != JOB.kind or not attempt.job_uid:
             draft.create(child)
@@ -162,16 +189,16 @@ def clean_up(draft: Draft) -> None:
                 draft.delete(resource, child)
 
 
-def refused(job: Job[Any]) -> Why | None:
+def refused(draft: Draft) -> Why | None:
     """What the API server could not check."""
-    spec = job.spec
+    job, spec = draft.job, draft.job.spec
     try:
         Volume.parse(spec.output.uri)
     except BadUri as bad:
         return Reason.INVALID_DATA, f"spec.output.uri: {bad}"
     if name := children.reserved_env(spec.trainer.pod_template):
         return Reason.INVALID_DATA, f"spec.trainer.podTemplate sets {name}, which the operator sets: remove it"
-    size = children.size_of(job)
+    size = draft.size  # reads the output's URI
     field, batch, parts = job.kind.batch(spec)
     if batch % (size.world_size * parts) != 0:
         pieces = f"the world size of {size.world_size}" + (f" times {parts}" if parts > 1 else "")

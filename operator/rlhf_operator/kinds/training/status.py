@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rlhf_operator.api.meta import ConditionStatus
-from rlhf_operator.api.training import Attempt, TrainingJobStatus
+from rlhf_operator.api.training_status import Attempt, TrainingJobStatus
 from rlhf_operator.kinds.training.objects import mapping, mappings
 from rlhf_trainer.wire import CheckpointRecord, Verdict
 

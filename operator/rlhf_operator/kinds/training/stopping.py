@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_operator.api.training import Attempt
+from rlhf_operator.api.training_status import Attempt
 from rlhf_operator.kinds.base import JOB
 from rlhf_operator.kinds.training.closing import outcome_is_known
 from rlhf_operator.kinds.training.draft import Draft

@@ -1,9 +1,10 @@
 """The columns and children that both training kinds have in the table of kinds."""
 
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, POD, SERVICE, PrinterColumn
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, PrinterColumn
 
 CHILDREN = (JOB, SERVICE, CONFIG_MAP)
 OBSERVED_ONLY = (POD,)
+RELATED = (PERSISTENT_VOLUME_CLAIM,)
 
 COLUMNS = (
     PrinterColumn("Phase", "string", ".status.phase"),

@@ -13,7 +13,12 @@ from rlhf_operator.kinds.training.objects import condition, is_true, mapping, te
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_operator.kinds.training.storage import BadUri, Volume
 
-UPSTREAM_KIND = "RewardModelJob"
+# Which kind of job a field's jobRef names.
+UPSTREAM_KINDS = {
+    "rewardModel": "RewardModelJob",
+    "auditRewardModel": "RewardModelJob",
+    "teacher": "PolicyOptimizationJob",
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,11 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def references(primary: Object, fields: tuple[str, ...]) -> frozenset[Key]:
-    """The upstream jobs that these fields of the spec name."""
+def references(primary: Object) -> frozenset[Key]:
+    """The upstream jobs that the spec names."""
     namespace = text(primary, "metadata", "namespace")
-    names = (text(primary, "spec", name, "jobRef", "name") for name in fields)
-    return frozenset(Key(UPSTREAM_KIND, namespace, name) for name in names if name)
+    named = {field: text(primary, "spec", field, "jobRef", "name") for field in UPSTREAM_KINDS}
+    return frozenset(Key(UPSTREAM_KINDS[field], namespace, name) for field, name in named.items() if name)
 
 
 def resolve(job: Job[Any]) -> Resolution:
@@ -65,50 +70,64 @@ def _resolve(job: Job[Any], name: str, source: Source | ArtifactSource) -> Input
     if not isinstance(source, ArtifactSource) or source.job_ref is None:
         raise _Refused(Reason.INVALID_DATA, f"spec.{name} names neither a job nor a uri with its digest")
     pinned = job.status.inputs.get(name)
-    upstream = job.related(Key(UPSTREAM_KIND, job.namespace, source.job_ref.name))
+    key = Key(UPSTREAM_KINDS[name], job.namespace, source.job_ref.name)
+    upstream = job.related(key)
     validated = upstream is not None and is_true(upstream, "Validated")
     uri, digest = text(upstream, "status", "artifact", "uri"), text(upstream, "status", "artifact", "digest")
     if pinned is not None:
         if validated and digest and digest != pinned.digest:
             raise _Refused(
                 Reason.DIGEST_MISMATCH,
-                f"spec.{name}: {UPSTREAM_KIND} {source.job_ref.name} now holds {digest}, but this run began with "
+                f"spec.{name}: {key.kind} {key.name} now holds {digest}, but this run began with "
                 f"{pinned.digest}; create another job for the new one",
             )
         return Input(pinned.uri, pinned.digest)
     if not validated or not uri or not digest:
-        raise _Waiting(f"spec.{name} waits for {_why_not(source.job_ref.name, upstream)}")
+        raise _Waiting(f"spec.{name} waits for {_why_not(key, upstream)}")
     return Input(uri, digest)
 
 
-def _why_not(name: str, upstream: Object | None) -> str:
-    what = f"{UPSTREAM_KIND} {name}"
+def _why_not(key: Key, upstream: Object | None) -> str:
+    what = f"{key.kind} {key.name}"
     if upstream is None:
         return f"{what}, which does not exist"
     if is_true(upstream, "Failed"):
         reason = text(condition(upstream, "Failed"), "reason")
         return f"{what}, which failed ({reason}): waive its gate by a Decision, or create another job"
+    if is_true(upstream, "Complete"):
+        why = text(condition(upstream, "Validated"), "message")
+        return f"{what}, which completed without being Validated: {why}"
     return f"{what} to be Validated; it is {text(upstream, 'status', 'phase') or 'Pending'}"
 
 
 def _check_audit(job: Job[Any], inputs: Mapping[str, Input]) -> None:
-    """An audit must not share the weights, nor the preferences, of the reward model that trains the policy."""
+    """An audit must not share the weights, nor the preferences, of what trains the policy."""
     reward, audit = inputs.get("rewardModel"), inputs.get("auditRewardModel")
-    if reward is None or audit is None:
+    if audit is None:
         return
-    if reward.digest == audit.digest:
+    if reward is not None and reward.digest == audit.digest:
         message = f"auditRewardModel and rewardModel are the same model, {reward.digest}: name another one"
         raise _Refused(Reason.INVALID_DATA, message)
-    preferences = {_preferences(job, name) for name in ("rewardModel", "auditRewardModel")}
-    if len(preferences) == 1 and preferences != {""}:
-        message = (
-            f"auditRewardModel was trained on the same preferences as rewardModel, {preferences.pop()}: "
-            "another seed shares their mistakes; train it on other data"
-        )
-        raise _Refused(Reason.INVALID_DATA, message)
+    learned = _preferences_of_job(job, "auditRewardModel")
+    for name, preferences in _preferences_of_policy(job, inputs).items():
+        if learned and learned == preferences:
+            message = (
+                f"auditRewardModel was trained on the same preferences as {name}, {learned}: "
+                "another seed shares their mistakes; train it on other data"
+            )
+            raise _Refused(Reason.INVALID_DATA, message)
 
 
-def _preferences(job: Job[Any], name: str) -> str:
+def _preferences_of_policy(job: Job[Any], inputs: Mapping[str, Input]) -> Mapping[str, str]:
+    """The digests of what people preferred, by whom learns from it: the reward model, or the policy itself."""
+    own = inputs.get("preferences")
+    return {
+        "rewardModel": _preferences_of_job(job, "rewardModel"),
+        "this policy": "" if own is None else own.digest,
+    }
+
+
+def _preferences_of_job(job: Job[Any], name: str) -> str:
     source = mapping(job.observed.primary, "spec", name)
-    upstream = job.related(Key(UPSTREAM_KIND, job.namespace, text(source, "jobRef", "name")))
+    upstream = job.related(Key(UPSTREAM_KINDS[name], job.namespace, text(source, "jobRef", "name")))
     return text(upstream, "status", "lineage", "preferences")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_operator.api.training import Attempt
+from rlhf_operator.api.training_status import Attempt
 from rlhf_operator.kinds.base import JOB, Object
 from rlhf_operator.kinds.training.attempts import folded
 from rlhf_operator.kinds.training.children import TRAINER

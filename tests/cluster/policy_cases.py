@@ -1,0 +1,135 @@
+"""Policy jobs that break one rule each: refused by the API server, and by an operator whose CRDs are older."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tests.cluster.samples import DELETED
+
+PPO, GRPO, LAGRANGIAN = "policy-optimization-job", "grpo", "lagrangian"
+DPO, KTO, SFT, DISTILLATION = "dpo", "kto", "sft", "distillation"
+FAMILIES = (PPO, GRPO, LAGRANGIAN, DPO, KTO, SFT, DISTILLATION)
+SOURCE = {"uri": "pvc://feedback/other.jsonl", "digest": "sha256:" + "9" * 64}
+JOB = {"jobRef": {"name": "other"}}
+GUARDRAIL = {"forSteps": 3, "action": "Alert", "above": 1}
+
+
+class Case(NamedTuple):
+    name: str
+    example: str
+    changes: dict[str, Any]
+    message: tuple[str, ...]  # fragments, all of them
+
+
+def guardrail(**fields: Any) -> dict[str, Any]:
+    return {"spec.guardrails": [{**GUARDRAIL, **fields}]}
+
+
+def constraint(**fields: Any) -> dict[str, Any]:
+    return {"spec.training.constraints": [{"cost": "incomplete", "limit": 0.1, **fields}]}
+
+
+POLICY_CASES = [
+    # inputs
+    Case("PPO without its reward model", PPO, {"spec.rewardModel": DELETED}, ("spec.rewardModel", "add spec.rewardM")),
+    Case("GRPO without one", GRPO, {"spec.rewardModel": DELETED}, ("learn from rewardModel: add spec.rewardModel",)),
+    Case("DPO with a reward model", DPO, {"spec.rewardModel": JOB}, ("spec.rewardModel", "remove spec.rewardModel")),
+    Case("DPO without preferences", DPO, {"spec.preferences": DELETED}, ("DPO and KTO learn", "add spec.preferences")),
+    Case("KTO without preferences", KTO, {"spec.preferences": DELETED}, ("spec.preferences", "add spec.preferences")),
+    Case("PPO with preferences", PPO, {"spec.preferences": SOURCE}, ("spec.preferences", "remove spec.preferences")),
+    Case(
+        "SFT without demonstrations", SFT, {"spec.demonstrations": DELETED}, ("SFT learns", "add spec.demonstrations")
+    ),
+    Case("KTO with demonstrations", KTO, {"spec.demonstrations": SOURCE}, ("remove spec.demonstrations",)),
+    Case(
+        "distillation without a teacher", DISTILLATION, {"spec.teacher": DELETED}, ("spec.teacher", "add spec.teacher")
+    ),
+    Case("SFT with a teacher", SFT, {"spec.teacher": JOB}, ("spec.teacher", "remove spec.teacher")),
+    Case("a teacher twice", DISTILLATION, {"spec.teacher": {**JOB, **SOURCE}}, ("exactly one of jobRef and uri",)),
+    Case("a teacher of nothing", DISTILLATION, {"spec.teacher": {}}, ("spec.teacher", "exactly one of jobRef and uri")),
+    Case("preferences of a job", DPO, {"spec.preferences": JOB}, ("spec.preferences",)),
+    # sampling
+    Case("GRPO with one sample", GRPO, {"spec.training.samplesPerPrompt": 1}, ("samplesPerPrompt to 2 or more",)),
+    Case("RLOO by default", PPO, {"spec.training.algorithm": "RLOO"}, ("samplesPerPrompt", "to 2 or more")),
+    Case("BestOfN of one", PPO, {"spec.training.algorithm": "BestOfN"}, ("samplesPerPrompt to 2 or more",)),
+    Case(
+        "DPO with samples",
+        DPO,
+        {"spec.training.samplesPerPrompt": 4},
+        ("spec.training.samplesPerPrompt", "sample nothing while training"),
+    ),
+    Case(
+        "rows that do not divide",
+        GRPO,
+        {"spec.trainer.numProcPerNode": 3, "spec.training.promptsPerStep": 7},
+        ("training.promptsPerStep x training.samplesPerPrompt must be divisible",),
+    ),
+    Case("overlong demonstrations", SFT, {"spec.training.overlong": {"start": 9}}, ("overlong", "remove it")),
+    Case(
+        "a penalty that starts at its end",
+        GRPO,
+        {"spec.training.overlong.start": 20},
+        ("spec.training.overlong.start", "less than training.generation.maxNewTokens"),
+    ),
+    # policy gradient
+    Case("k3 in the reward", PPO, {"spec.training.kl.estimator": "k3"}, ("spec.training.kl", "k2 or k3")),
+    Case("k1 in the loss", GRPO, {"spec.training.kl.estimator": "k1"}, ("spec.training.kl", "k2 or k3")),
+    Case("a narrower clip-higher", GRPO, {"spec.training.ppo.clipHigh": 0.1}, ("clipHigh", "to clip or more")),
+    Case("a dual clip inside the clip", GRPO, {"spec.training.ppo.dualClip": 1.28}, ("dualClip", "above 1 + clipHigh")),
+    Case("a dual clip below 1", PPO, {"spec.training.ppo.dualClip": 0.5}, ("dualClip", "greater than 1")),
+    Case("a critic for GRPO", GRPO, {"spec.training.ppo.critic": "separate"}, ("only PPO has a critic",)),
+    Case("critic warm-up for GRPO", GRPO, {"spec.training.ppo.criticWarmupSteps": 5}, ("only PPO has a critic",)),
+    # constraints
+    Case("constrained DPO", DPO, constraint(), ("spec.training.constraints", "remove them, or choose")),
+    Case(
+        "a cost twice",
+        LAGRANGIAN,
+        {"spec.training.constraints.1": {"cost": "safety", "limit": 0.5}},
+        ("spec.training.constraints", "name a cost twice"),
+    ),
+    Case("unmeasured safety", LAGRANGIAN, {"spec.evaluation.safetyFilter": DELETED}, ("by evaluation.safetyFilter",)),
+    Case("no reply at all", PPO, constraint(cost="length", limit=0), ("limit on length must be above 0",)),
+    Case("a share of everything", PPO, constraint(limit=1), ("constraints", "on safety or incomplete below 1")),
+    Case("a start above the cap", PPO, constraint(initialMultiplier=6), ("initialMultiplier must not exceed",)),
+    Case("an unknown cost", PPO, constraint(cost="money"), ("constraints[0].cost", '"safety"')),
+    # blocks of another algorithm
+    Case("GRPO's scale for PPO", PPO, {"spec.training.grpo.scale": "none"}, ("training.grpo is read by GRPO alone",)),
+    Case("DPO's loss for KTO", KTO, {"spec.training.dpo.loss": "ipo"}, ("training.dpo is read by DPO alone",)),
+    Case("KTO's weights for DPO", DPO, {"spec.training.kto.undesirableWeight": 2}, ("read by KTO alone",)),
+    Case(
+        "a divergence for GRPO",
+        GRPO,
+        {"spec.training.distillation.divergence": "reverse"},
+        ("training.distillation is read by Distillation alone",),
+    ),
+    Case(
+        "sequences in reverse",
+        DISTILLATION,
+        {"spec.training.distillation.mode": "sequence"},
+        ("spec.training.distillation", "remove divergence, or set mode onPolicy"),
+    ),
+    # evaluation and guardrails
+    Case("PPO against a teacher", PPO, {"spec.evaluation.against": "teacher"}, ("evaluation.against", "Distillation")),
+    Case("a teacher unjudged", DISTILLATION, {"spec.auditRewardModel": DELETED}, ("evaluation.against", "judged by")),
+    Case("best of n unaudited", GRPO, {"spec.auditRewardModel": DELETED}, ("evaluation.bestOfN", "name both")),
+    Case(
+        "over-optimisation unaudited",
+        GRPO,
+        {"spec.auditRewardModel": DELETED, "spec.evaluation.bestOfN": DELETED},
+        ("spec.evaluation.overOptimization", "name both, or remove it"),
+    ),
+    Case("best of n without a reward", DPO, {"spec.evaluation.bestOfN": {}}, ("evaluation.bestOfN", "name both")),
+    Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
+    Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
+    Case("a reward watched without one", DPO, guardrail(metric="reward"), ("guardrails", "needs a rewardModel")),
+    Case("variance of single samples", PPO, guardrail(metric="zeroVarianceFraction"), ("needs training.samplesPerPr",)),
+]
+
+# Only the API server sees these: the operator compares worlds, digests and names when it resolves them.
+SERVER_ONLY = {"rows that do not divide", "a teacher twice", "a teacher of nothing"}
+SELF_TAUGHT = Case(
+    "a job that teaches itself",
+    DISTILLATION,
+    {"spec.teacher.jobRef.name": "small-desk"},
+    ("spec.teacher", "name another PolicyOptimizationJob"),
+)

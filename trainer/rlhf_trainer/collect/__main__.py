@@ -1,0 +1,81 @@
+"""``python -m rlhf_trainer.collect --policy DIR --reward-model DIR --prompts FILE --pairs N --out FILE``
+
+Writes pairs for people to compare, one JSON object a line, without a preference: an annotation tool adds it. What
+comes back is appended to the preferences of the next RewardModelJob (``python -m rlhf_trainer data validate`` first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlhf_trainer.collect.candidates import Candidate, disagreement, sample_pairs
+from rlhf_trainer.collect.choose import Chosen, choose
+from rlhf_trainer.data.rows import load_prompts
+from rlhf_trainer.digests import folder_digest
+from rlhf_trainer.exits import Invalid
+from rlhf_trainer.generate.base import SamplingParams
+from rlhf_trainer.models.policy import load_policy
+from rlhf_trainer.models.reward import load_reward_model
+from rlhf_trainer.wire import ExitCode, digest_of
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        rows = collect(arguments)
+    except (Invalid, ValueError) as error:
+        print(error, file=sys.stderr)
+        return int(ExitCode.INVALID)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} pairs to compare are in {arguments.out}", file=sys.stderr)
+    return 0
+
+
+def collect(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Raises Invalid or ValueError with what is wrong and the remedy."""
+    lm, encoder = load_policy(arguments.policy)
+    scorer = load_reward_model(arguments.reward_model)
+    params = SamplingParams(arguments.max_new_tokens, arguments.temperature)
+    found = sample_pairs(lm, encoder, load_prompts(arguments.prompts), params, arguments.seed)
+    chosen = choose(disagreement(scorer, found), arguments.pairs, arguments.uniform_share, arguments.seed)
+    policy = folder_digest(arguments.policy)
+    return [row_of(found[one.index], one, policy) for one in chosen]
+
+
+def row_of(candidate: Candidate, chosen: Chosen, policy_digest: str) -> dict[str, Any]:
+    texts = [candidate.prompt, *sorted((candidate.response_a, candidate.response_b))]
+    return {
+        "pair_id": digest_of(texts),
+        "prompt": candidate.prompt,
+        "response_a": candidate.response_a,
+        "response_b": candidate.response_b,
+        "model_a": policy_digest,
+        "model_b": policy_digest,
+        "sample_reason": chosen.reason.value,
+        "sampling_probability": chosen.probability,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_trainer.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--policy", type=Path, required=True, help="folder of the policy that answers")
+    parser.add_argument("--reward-model", type=Path, required=True, help="artifact whose members may disagree")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with a prompt each")
+    parser.add_argument("--pairs", type=int, required=True, help="pairs to be compared")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--uniform-share", type=float, default=0.25, help="share drawn by lot (default 0.25)")
+    parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
