@@ -24,11 +24,12 @@ SAFETY = {"cost": "safety", "limit": 0.0, "initial_multiplier": 0.9, "max_multip
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": "PPO", "ppo": {"critic": "separate", "critic_warmup_steps": 1, "mini_batches": 2}},
     "grpo": {"algorithm": "GRPO", "kl": LOSS, "loss_normalization": "sequence"},
-    "dr-grpo": {"algorithm": "GRPO", "grpo": {"scale": "none"}, "loss_normalization": "maxLength", "kl": LOSS},
-    "rloo": {"algorithm": "RLOO", "constraints": [LENGTH, SAFETY]},
+    "rloo": {"algorithm": "RLOO", "constraints": [LENGTH, SAFETY], "loss_normalization": "maxLength"},
     "reinforce": {"algorithm": "ReinforcePlusPlus", "ppo": {"gamma": 0.9, "mini_batches": 2}},
     "best-of-n": {"algorithm": "BestOfN", "ppo": {"mini_batches": 2}},
 }
+# Ranks by rows per backward pass, against one rank and passes of four rows.
+SPLITS = [("ppo", "1-by-1"), ("grpo", "1-by-1"), *((name, "2-by-2") for name in ALGORITHMS)]
 ONE_PASS = {"epochs": 1, "mini_batches": 1}
 
 
@@ -84,11 +85,13 @@ def runs(world: PolicyWorld, filter_path: Path, tmp_path_factory: pytest.TempPat
         runs.plan(f"{name}-resumed", steps=4, output=f"{name}-halves", attempt=2, **algorithm)
         once = {**algorithm, "steps": 1, "ppo": {**algorithm.get("ppo", {}), **ONE_PASS, "critic_warmup_steps": 0}}
         runs.plan(f"{name}-1-by-4", micro_batch_size=4, **once)
-        runs.plan(f"{name}-1-by-1", micro_batch_size=1, **once)
-        runs.plan(f"{name}-2-by-2", world_size=2, micro_batch_size=2, **once)
+        for split in (split for own, split in SPLITS if own == name):
+            ranks, _, rows = split.partition("-by-")
+            runs.plan(f"{name}-{split}", world_size=int(ranks), micro_batch_size=int(rows), **once)
     for critic in ("shared", "separate"):
         warming = {"critic": critic, "critic_warmup_steps": 2}
         runs.plan(f"warming-{critic}", steps=2, ppo=warming, constraints=[LENGTH])
+    runs.plan("adapted", steps=2, ppo={"critic": "separate"}, lora={"rank": 2})
     eager = {"epochs": 4, "mini_batches": 2}
     runs.plan("patient", steps=2, world_size=2, ppo={**eager, "target_kl": 100.0})
     runs.plan("stopping", steps=2, world_size=2, ppo={**eager, "target_kl": 1e-12})
@@ -111,8 +114,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs: Runs, nam
     assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(runs.results[resumed]).items())
 
 
-@pytest.mark.parametrize("split", ["1-by-1", "2-by-2"])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_a_step_does_not_depend_on_how_its_batch_is_split(runs: Runs, name: str, split: str) -> None:
     """Backward passes of one row, or two processes of two passes each, against one process and two passes."""
     whole, other = runs.first_step(f"{name}-1-by-4"), runs.first_step(f"{name}-{split}")
@@ -156,6 +158,15 @@ def test_warming_up_moves_the_critic_and_not_the_policy(runs: Runs, world: Polic
     # Prices wait for a policy that can answer to them.
     assert first["klCoefficient"] == second["klCoefficient"]
     assert first["lengthMultiplier"] == second["lengthMultiplier"]
+
+
+def test_a_separate_critic_trains_beside_an_adapted_policy(runs: Runs, world: PolicyWorld) -> None:
+    assert runs.results["adapted"]["failureClass"] == FailureClass.SUCCESS, runs.results["adapted"]["message"]
+    base, found = load_file(world.base / "model.safetensors"), weights(runs.results["adapted"])
+    assert found.keys() == base.keys()
+    assert not all(torch.equal(found[key], base[key]) for key in found)
+    first, second = history(runs.configs["adapted"])
+    assert abs(second["explainedVariance"]) > abs(first["explainedVariance"])
 
 
 def test_constraints_are_priced_in_the_loop(runs: Runs) -> None:
