@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from rlhf_trainer.config import Checkpoints, Evaluation, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.prompts import every_prompt
+from rlhf_trainer.loops.rollout import Experience
 from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, save_reward_model
 from rlhf_trainer.wire import AttemptConfig, Located, digest_of
 from tests.trainer.training_world import TinyWorld, write_rows
@@ -71,3 +74,22 @@ def make_policy_world(folder: Path, tiny: TinyWorld) -> PolicyWorld:
         save_reward_model(target, ensemble, ensemble.state_dict(), encoder, RewardCalibration(1.0, (0.0, 0.0), 0.1))
     rows = [{"prompt": prompt.text} for prompt in every_prompt()[::37]]
     return PolicyWorld(tiny.base, folder / "reward", folder / "audit", write_rows(folder / "prompts.jsonl", rows))
+
+
+def experience_of(responses: Sequence[Sequence[int]], scores: Sequence[float], **given: Any) -> Experience:
+    """Experience without a model: replies to one prompt and their scores; tensors (B, T) may be given, else 0."""
+    width = max(len(response) for response in responses)
+    tokens, rows = torch.zeros(len(responses), width), torch.zeros(len(responses))
+    fields: dict[str, Any] = {
+        "prompts": ((3, 1),) * len(responses),
+        "responses": tuple(tuple(response) for response in responses),
+        "finished": torch.ones(len(responses), dtype=torch.bool),
+        "scores": torch.tensor(scores),
+        "spreads": rows,
+        "violations": rows,
+        **dict.fromkeys(("logprobs", "sampled", "reference", "values", "entropies"), tokens),
+        "sampler_gap": 0.0,
+        "generate_seconds": 0.0,
+        "score_seconds": 0.0,
+    }
+    return Experience(**{**fields, **given})

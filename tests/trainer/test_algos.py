@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf_trainer.algos.advantages import Moments, whiten
-from rlhf_trainer.algos.gae import gae
-from rlhf_trainer.algos.kl import AdaptiveKL, FixedKL, k1, k3
-from rlhf_trainer.algos.ppo import policy_loss, value_loss
-from rlhf_trainer.algos.rewards import conservative, response_mask, token_rewards
+from rlhf_trainer.algos.gae import gae, returns_to_go
+from rlhf_trainer.algos.kl import AdaptiveKL, FixedKL, k1, k2_loss, k3, k3_loss
+from rlhf_trainer.algos.normalization import per_max_length, per_sequence, per_token
+from rlhf_trainer.algos.ppo import Clip, policy_loss, value_loss
+from rlhf_trainer.algos.rewards import (
+    conservative,
+    overlong,
+    response_mask,
+    sequence_rewards,
+    token_rewards,
+    without_end,
+)
 
 LENGTHS = torch.tensor([5, 1, 3, 8])
 WIDTH = 8
@@ -53,6 +62,16 @@ def test_gae_without_discount_is_the_return_minus_the_value() -> None:
     torch.testing.assert_close(returns, to_go)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_returns_to_go_are_the_discounted_sum_of_what_follows(gamma: float) -> None:
+    rewards, mask = masked(14)
+    returns = returns_to_go(rewards, mask, gamma=gamma)
+    for row, length in enumerate(LENGTHS.tolist()):
+        slow = [sum(gamma ** (k - t) * float(rewards[row, k]) for k in range(t, length)) for t in range(length)]
+        assert returns[row, :length].tolist() == pytest.approx(slow)
+    assert torch.equal(returns * (1 - mask), torch.zeros_like(mask))
+
+
 def test_gae_ignores_what_lies_after_the_end() -> None:
     (rewards, mask), (values, _) = masked(4), masked(5)
     spoiled = values + 100 * (1 - mask)
@@ -61,67 +80,98 @@ def test_gae_ignores_what_lies_after_the_end() -> None:
     torch.testing.assert_close(clean, dirty)
 
 
+PLAIN = Clip(0.2, 0.2)
+
+
 def test_an_unchanged_policy_has_ratio_one() -> None:
     logprobs, mask = masked(6)
     advantages, _ = masked(7)
-    loss = policy_loss(logprobs, logprobs, advantages, mask, clip=0.2, tokens=float(mask.sum()))
+    loss = policy_loss(logprobs, logprobs, advantages, mask / mask.sum(), PLAIN)
     assert loss.clipped_tokens == 0
-    assert loss.approx_kl_sum == 0
     torch.testing.assert_close(loss.loss, -(advantages * mask).sum() / mask.sum())
 
 
-def test_policy_loss_clips_only_where_it_would_gain() -> None:
-    """One token per row: (ratio, advantage) → the textbook value of -min(rA, clip(r)A)."""
-    cases = [(1.5, 1.0, -1.2), (0.5, 1.0, -0.5), (1.5, -1.0, 1.5), (0.5, -1.0, 0.8), (1.1, 2.0, -2.2)]
-    for ratio, advantage, expected in cases:
-        logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
-        one = torch.ones(1, 1)
-        loss = policy_loss(logprobs, torch.zeros(1, 1), advantage * one, one, clip=0.2, tokens=1.0)
-        assert loss.loss.item() == pytest.approx(expected, rel=1e-6)
-        loss.loss.backward()
-        clipped = (ratio, advantage) in [(1.5, 1.0), (0.5, -1.0)]
-        assert logprobs.grad is not None
-        assert (logprobs.grad.item() == 0) == clipped
-        assert int(loss.clipped_tokens) == int(clipped)
+CASES = [  # clip, ratio, advantage, textbook value of the loss, whether the gradient is cut
+    (PLAIN, 1.5, 1.0, -1.2, True),
+    (PLAIN, 0.5, 1.0, -0.5, False),
+    (PLAIN, 1.5, -1.0, 1.5, False),
+    (PLAIN, 0.5, -1.0, 0.8, True),
+    (PLAIN, 1.1, 2.0, -2.2, False),
+    (Clip(0.2, 0.6), 1.5, 1.0, -1.5, False),  # clip-higher lets it rise
+    (Clip(0.2, 0.6), 1.7, 1.0, -1.6, True),
+    (Clip(0.2, 0.6), 0.5, -1.0, 0.8, True),  # the lower bound is its own
+    (Clip(0.2, 0.2, 3.0), 5.0, -1.0, 3.0, True),  # dual clip bounds what plain PPO leaves unbounded
+    (PLAIN, 5.0, -1.0, 5.0, False),
+    (Clip(0.2, 0.2, 3.0), 5.0, 1.0, -1.2, True),  # and leaves A > 0 alone
+]
+
+
+@pytest.mark.parametrize(("clip", "ratio", "advantage", "expected", "cut"), CASES)
+def test_policy_loss_clips_only_where_it_would_gain(
+    clip: Clip, ratio: float, advantage: float, expected: float, cut: bool
+) -> None:
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    one = torch.ones(1, 1)
+    loss = policy_loss(logprobs, torch.zeros(1, 1), advantage * one, one, clip)
+    assert loss.loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.loss.backward()
+    assert logprobs.grad is not None
+    assert (logprobs.grad.item() == 0) == cut
+    assert int(loss.clipped_tokens) == int(cut)
 
 
 def test_value_loss_takes_the_worse_of_plain_and_clipped() -> None:
     one = torch.ones(1, 1)
     # Moving from 0 to 1 towards a return of 2: clipped to 0.2, so the error is the larger 1.8².
-    assert value_loss(one, 0 * one, 2 * one, one, clip=0.2, tokens=1.0).item() == pytest.approx(0.5 * 1.8**2)
+    assert value_loss(one, 0 * one, 2 * one, one, clip=0.2).item() == pytest.approx(0.5 * 1.8**2)
     # Overshooting to 3 from 1.9: plain error 1 beats the clipped 0.1.
-    assert value_loss(3 * one, 1.9 * one, 2 * one, one, clip=0.2, tokens=1.0).item() == pytest.approx(0.5)
+    assert value_loss(3 * one, 1.9 * one, 2 * one, one, clip=0.2).item() == pytest.approx(0.5)
+
+
+def test_token_weights_share_out_one_mean_in_three_ways() -> None:
+    lengths = torch.tensor([1, 3])
+    assert per_token(lengths, 4).tolist() == [[0.25, 0, 0, 0], [0.25, 0.25, 0.25, 0]]
+    torch.testing.assert_close(per_sequence(lengths, 4), torch.tensor([[1 / 2, 0, 0, 0], [1 / 6, 1 / 6, 1 / 6, 0]]))
+    torch.testing.assert_close(per_max_length(lengths, 4, 10), response_mask(lengths, 4) / 20)
+
+
+WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "token": per_token,
+    "sequence": per_sequence,
+    "maxLength": lambda lengths, width: per_max_length(lengths, width, WIDTH),
+}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_split(parts: int) -> None:
-    """Token counts are global, so slices of very different length add up to the whole."""
-    start, mask = masked(8)
+@pytest.mark.parametrize("normalization", WEIGHTS)
+def test_loss_and_gradient_do_not_depend_on_how_a_batch_is_split(parts: int, normalization: str) -> None:
+    """Counts are global, so slices of very different length add up to the whole."""
+    start, _ = masked(8)
     old = start + 0.3 * noise(9, *start.shape)
     advantages, _ = masked(10)
+    weights = WEIGHTS[normalization](LENGTHS, WIDTH)
     whole = start.clone().requires_grad_()
-    tokens = float(mask.sum())
-    policy_loss(whole, old, advantages, mask, clip=0.2, tokens=tokens).loss.backward()
+    whole_loss = policy_loss(whole, old, advantages, weights, PLAIN).loss
+    whole_loss.backward()
     split = start.clone().requires_grad_()
     total = 0.0
     for rows in torch.arange(len(LENGTHS)).chunk(parts):
         width = int(LENGTHS[rows].max())  # each slice is padded to its own longest row
-        each = (x[rows, :width] for x in (split, old, advantages, mask))
-        loss = policy_loss(*each, clip=0.2, tokens=tokens).loss
+        each = (x[rows, :width] for x in (split, old, advantages, weights))
+        loss = policy_loss(*each, PLAIN).loss
         loss.backward()
         total += loss.item()
     torch.testing.assert_close(split.grad, whole.grad)
-    whole_loss = policy_loss(start, old, advantages, mask, clip=0.2, tokens=tokens).loss
     assert total == pytest.approx(whole_loss.item())
 
 
 def test_local_means_would_depend_on_the_split() -> None:
     """Negative control: per-slice means, the usual mistake, give another gradient for these lengths."""
-    start, mask = masked(8)
+    start, _ = masked(8)
     advantages, _ = masked(10)
-    whole = policy_loss(start, start, advantages, mask, clip=0.2, tokens=float(mask.sum())).loss
+    whole = policy_loss(start, start, advantages, per_token(LENGTHS, WIDTH), PLAIN).loss
     halves = [
-        policy_loss(start[r], start[r], advantages[r], mask[r], clip=0.2, tokens=float(mask[r].sum())).loss
+        policy_loss(start[r], start[r], advantages[r], per_token(LENGTHS[r], WIDTH), PLAIN).loss
         for r in torch.arange(len(LENGTHS)).chunk(2)
     ]
     assert abs(float(sum(halves) / 2 - whole)) > 5e-3
@@ -144,19 +194,24 @@ def test_whitening_constant_values_gives_zeros_not_infinities() -> None:
 
 
 def test_rewards_land_on_the_last_token_and_nowhere_else() -> None:
-    lengths, finished = torch.tensor([3, 4, 1]), torch.tensor([True, False, True])
-    scores, kl = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 4)
-    rewards = token_rewards(scores, kl, lengths, finished, kl_coefficient=0.5, missing_eos_penalty=0.25)
-    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1.75], [3, 0, 0, 0]]
+    """Ended by end of sequence, cut by the limit, and one token long: the last token is found by length alone."""
+    lengths = torch.tensor([3, 4, 1])
+    rewards = token_rewards(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 4), lengths, kl_coefficient=0.5)
+    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 2], [3, 0, 0, 0]]
 
 
 def test_kl_is_charged_on_every_response_token_and_on_no_padding() -> None:
     lengths = torch.tensor([2, 4])
     kl = torch.ones(2, 4)  # also where there is padding
-    rewards = token_rewards(
-        torch.zeros(2), kl, lengths, torch.tensor([True, True]), kl_coefficient=0.5, missing_eos_penalty=1.0
-    )
+    rewards = token_rewards(torch.zeros(2), kl, lengths, kl_coefficient=0.5)
     assert rewards.tolist() == [[-0.5, -0.5, 0, 0], [-0.5, -0.5, -0.5, -0.5]]
+    assert sequence_rewards(torch.ones(2), kl, lengths, kl_coefficient=0.5).tolist() == [0.0, -1.0]
+
+
+def test_a_reply_without_an_end_and_a_long_one_are_penalised() -> None:
+    assert without_end(torch.tensor([True, False]), 0.25).tolist() == [0.0, 0.25]
+    lengths = torch.tensor([3, 4, 6, 8])
+    assert overlong(lengths, start=4, longest=8, penalty=2.0).tolist() == [0.0, 0.0, 1.0, 2.0]
 
 
 def test_the_ensemble_penalty_lowers_what_members_disagree_on() -> None:
@@ -170,6 +225,33 @@ def test_kl_estimators_are_unbiased_and_k3_is_never_negative() -> None:
     assert float((p.exp() * k1(p, q)).sum()) == pytest.approx(exact)
     assert float((p.exp() * k3(p, q)).sum()) == pytest.approx(exact)
     assert bool((k3(p, q) >= 0).all())
+
+
+def expected_gradient(loss: Callable[[Tensor, Tensor, Tensor], Tensor], stale: float) -> tuple[Tensor, Tensor]:
+    """Gradient in the logits of a KL term, exactly in expectation over samples of an older policy, and of KL(p‖q)."""
+    logits = noise(12, 6).requires_grad_()
+    reference = torch.log_softmax(noise(13, 6), -1)
+    old = torch.log_softmax(logits.detach() + stale * noise(14, 6), -1)
+    (found,) = torch.autograd.grad((old.exp() * loss(logits.log_softmax(-1), reference, old)).sum(), logits)
+    p = logits.log_softmax(-1)
+    (exact,) = torch.autograd.grad((p.exp() * (p - reference)).sum(), logits)
+    return found, exact
+
+
+@pytest.mark.parametrize("stale", [0.0, 0.5])
+@pytest.mark.parametrize("loss", [k2_loss, k3_loss])
+def test_kl_losses_have_the_gradient_of_the_kl_also_off_policy(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], stale: float
+) -> None:
+    found, exact = expected_gradient(loss, stale)
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("loss", [k1, k3])
+def test_the_bare_estimators_do_not(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Negative control."""
+    found, exact = expected_gradient(lambda p, q, _old: loss(p, q), 0.0)
+    assert float((found - exact).norm() / exact.norm()) > 0.2
 
 
 def test_the_adaptive_controller_brings_a_responsive_system_to_its_target() -> None:

@@ -26,6 +26,19 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return log_ratio.exp() - 1 - log_ratio
 
 
+def k2_loss(logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:
+    """(B, T) p/p_old ½ (log p - log q)² of tokens sampled from p_old, the weight held constant: its gradient is
+    p/p_old (log p - log q) grad log p, in expectation that of KL(p‖q) however far p has moved from p_old."""
+    ratio = (logprobs - old).exp().detach()
+    return ratio * 0.5 * (logprobs - reference) ** 2
+
+
+def k3_loss(logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:
+    """(B, T) p/p_old k3, differentiated through the weight too: that term turns k3's gradient into KL(p‖q)'s, the
+    same as k2_loss's, while its value estimates KL(p‖q) without bias."""
+    return (logprobs - old).exp() * k3(logprobs, reference)
+
+
 class KLController(Protocol):
     """The weight of the KL penalty over a run; its whole state is ``coefficient``."""
 

@@ -1,4 +1,7 @@
-"""The clipped surrogate and value losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347)."""
+"""The clipped surrogate and value losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+
+``weights`` (B, T) are each token's share of the mean, from ``normalization``; 0 outside the response.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,38 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Clip:
+    """ratio in [1 - low, 1 + high]; ``dual`` bounds it where the advantage is negative (Ye et al. 2020)."""
+
+    low: float
+    high: float
+    dual: float | None = None
+
+
+@dataclass(frozen=True)
 class PolicyLoss:
-    """``loss`` carries the gradient; the rest are sums over tokens, for global means."""
+    """``loss`` carries the gradient; ``clipped_tokens`` is a count, for a global mean."""
 
     loss: Tensor
     clipped_tokens: Tensor
-    approx_kl_sum: Tensor
 
 
-def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float, tokens: float
-) -> PolicyLoss:
-    """-min(ratio A, clip(ratio, 1±clip) A), summed over the mask and divided by ``tokens``, the global token count.
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> PolicyLoss:
+    """-min(ratio A, clip(ratio) A), and for A < 0 not below dual * A, summed with the given weights.
 
-    ``approx_kl_sum`` uses k3 of old against new (Huang et al. 2022, detail 12 of PPO's implementation).
+    Without the dual bound a token with A < 0 that the policy has made likely gives an unbounded loss.
     """
-    log_ratio = (logprobs - old_logprobs) * mask
-    ratio = log_ratio.exp()
+    inside = weights > 0
+    ratio = ((logprobs - old_logprobs) * inside).exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    loss = (torch.maximum(plain, clipped) * mask).sum() / tokens
-    with torch.no_grad():
-        outside = ((clipped > plain) * mask).sum()
-        approx_kl = ((ratio - 1 - log_ratio) * mask).sum()
-    return PolicyLoss(loss, outside, approx_kl)
+    bounded = torch.maximum(plain, -advantages * ratio.clamp(1 - clip.low, 1 + clip.high))
+    if clip.dual is not None:
+        bounded = torch.where(advantages < 0, torch.minimum(bounded, -clip.dual * advantages), bounded)
+    return PolicyLoss((bounded * weights).sum(), ((bounded != plain) & inside).sum())
 
 
-def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float, tokens: float
-) -> Tensor:
-    """½ max of the plain and the clipped squared error (Huang et al. 2022, detail 9), over the global token count."""
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, *, clip: float) -> Tensor:
+    """½ max of the plain and the clipped squared error (Huang et al. 2022, detail 9), summed with the weights."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     error = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-    return 0.5 * (error * mask).sum() / tokens
+    return 0.5 * (error * weights).sum()

@@ -97,7 +97,10 @@ class PPO(Spec):
     )
     epochs: Annotated[int, Field(ge=1, le=64)] = Field(2, description="Passes over each batch of rollouts.")
     mini_batches: Annotated[int, Field(ge=1, le=1024)] = Field(2, description="Optimiser steps per pass.")
-    whiten_advantages: bool = Field(True, description="Advantages to mean 0 and variance 1 over the whole batch.")
+    whiten_advantages: bool = Field(
+        True,
+        description="Advantages to mean 0 and variance 1 over the batch (PPO, ReinforcePlusPlus; GRPO has its scale).",
+    )
     whiten_rewards: bool = Field(False, description="Scores divided by their deviation over the batch; mean kept.")
     critic: Critic = Critic.SHARED
     critic_warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
@@ -233,4 +236,9 @@ class PolicyTraining(Spec):
         costs = [constraint.cost for constraint in self.constraints]
         if len(set(costs)) < len(costs):
             raise ValueError("constraints name a cost twice; keep one of them")
+        if self.overlong is not None and self.overlong.start >= self.generation.max_new_tokens:
+            raise ValueError(
+                f"overlong.start {self.overlong.start} is not below generation.maxNewTokens "
+                f"{self.generation.max_new_tokens}, so no response could be penalised"
+            )
         return self

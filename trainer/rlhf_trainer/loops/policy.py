@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from rlhf_trainer.artifact import publish_artifact
-from rlhf_trainer.config import Algorithm, Evaluation, Opponent
+from rlhf_trainer.config import ONLINE, Algorithm, Evaluation, Opponent
 from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator
 from rlhf_trainer.loops.common import Outcome, Session
@@ -42,7 +42,7 @@ class PolicyTrainer(Protocol):
 
 # "module:class", imported when chosen: a run pays for its own algorithm's imports alone.
 _TRAINERS = {
-    Algorithm.PPO: "rlhf_trainer.loops.ppo:PPOTrainer",
+    **dict.fromkeys(ONLINE, "rlhf_trainer.loops.online:OnlineTrainer"),
     Algorithm.DPO: "rlhf_trainer.loops.preference:PreferenceTrainer",
     Algorithm.KTO: "rlhf_trainer.loops.kto:KTOTrainer",
     Algorithm.SFT: "rlhf_trainer.loops.supervised:SupervisedTrainer",

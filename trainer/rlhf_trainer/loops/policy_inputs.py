@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import ONLINE, Algorithm, PolicyTraining
+from rlhf_trainer.config import ONLINE, Algorithm, Critic, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
@@ -68,7 +68,8 @@ def prepare(session: Session) -> PolicyInputs:
     mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
     check_batch(training.prompts_per_step, world.size, mini_batches, "promptsPerStep")
     if world.is_main:
-        warn_of_memory(Path(policy.path), 1, training.deepspeed.zero_stage, world.size)
+        separate = training.algorithm is Algorithm.PPO and training.ppo.critic is Critic.SEPARATE
+        warn_of_memory(Path(policy.path), 1 + separate, training.deepspeed.zero_stage, world.size)
     encoder = _open_encoder(policy)
     sides = [read(config, encoder, training) for read in (_read_texts, _read_prompts)]
     found = [side for side in sides if side is not None]
@@ -106,7 +107,8 @@ def _read_texts(config: AttemptConfig, encoder: Encoder, training: PolicyTrainin
         path = _given(config.preferences, "preferences").path
         pairs, dropped = read_pairs(path, encoder, limits)
         train_pairs, held_pairs = split(pairs, lambda pair: pair.prompt.text, HOLDOUT_FRACTION)
-        _check_sides(path, "pairs", len(train_pairs), batch, len(held_pairs))
+        least = batch if training.algorithm is Algorithm.DPO else 1  # KTO counts responses, once it has them
+        _check_sides(path, "pairs", len(train_pairs), least, len(held_pairs))
         holdout = dict.fromkeys(pair.prompt for pair in held_pairs)
         return _Sides(path, holdout=tuple(holdout), pairs=tuple(train_pairs), dropped=dropped)
     if training.algorithm is Algorithm.SFT:

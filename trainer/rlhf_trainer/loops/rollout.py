@@ -41,14 +41,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Experience:
-    """All ranks' rows in prompt order. Tensors are (B,) or (B, T) as in ``algos``."""
+    """All ranks' rows in prompt order, the samples of a prompt side by side. Tensors are (B,) or (B, T) as in
+    ``algos``."""
 
     prompts: tuple[tuple[int, ...], ...]
     responses: tuple[tuple[int, ...], ...]
     finished: Tensor  # bool (B,): ended by end of sequence
     scores: Tensor  # (B,) after the ensemble penalty
     spreads: Tensor  # (B,) ensemble disagreement
-    logprobs: Tensor  # (B, T) of the policy that sampled
+    violations: Tensor  # (B,) 1 where the safety filter refuses the reply; 0 without a filter
+    logprobs: Tensor  # (B, T) of the policy that sampled, as the trainer computes them
+    sampled: Tensor  # the same as the sampler computed them
     reference: Tensor
     values: Tensor
     entropies: Tensor
@@ -81,7 +84,9 @@ class Experience:
             finished=torch.cat([part.finished for part in parts]),
             scores=torch.cat([part.scores for part in parts]),
             spreads=torch.cat([part.spreads for part in parts]),
+            violations=torch.cat([part.violations for part in parts]),
             logprobs=tokens(lambda part: part.logprobs),
+            sampled=tokens(lambda part: part.sampled),
             reference=tokens(lambda part: part.reference),
             values=tokens(lambda part: part.values),
             entropies=tokens(lambda part: part.entropies),
@@ -93,7 +98,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class Collector:
-    """Turns prompts into experience. Every rank calls ``collect`` with the same prompts."""
+    """Turns prompts into experience: ``samples`` rows of each. Every rank calls ``collect`` with the same prompts."""
 
     world: World
     encoder: Encoder
@@ -104,13 +109,16 @@ class Collector:
     params: SamplingParams
     std_penalty: float
     seed: int
+    samples: int = 1
+    violates: Callable[[str], bool] | None = None  # judges a reply's text
 
     @torch.no_grad()
     def collect(self, step: int, prompts: Sequence[Prompt]) -> Experience:
-        share = self.world.share(len(prompts))
-        mine = prompts[share]
+        rows = [prompt for prompt in prompts for _ in range(self.samples)]
+        share = self.world.share(len(rows))
+        mine = rows[share]
         began = time.monotonic()
-        keys = range(len(prompts))[share]
+        keys = range(len(rows))[share]
         requests = [Request(p.ids, SampleKey(self.seed, step, key)) for p, key in zip(mine, keys, strict=True)]
         completions = self.sampler().generate(requests, self.params)
         generated = time.monotonic()
@@ -142,7 +150,9 @@ class Collector:
             finished=torch.tensor([completion.finish_reason == "stop" for completion in completions]),
             scores=conservative(mean, spread, self.std_penalty).cpu(),
             spreads=spread.cpu(),
+            violations=torch.tensor([float(self.violates is not None and self.violates(text)) for text in texts]),
             logprobs=logprobs.cpu(),
+            sampled=sampled,
             reference=reference.cpu(),
             values=values.cpu(),
             entropies=entropies.cpu(),
@@ -160,5 +170,6 @@ def current_weights(engine: Any, replica: Any | None) -> Iterator[Any]:
         yield engine.module.lm
         return
     with engine.gathered() as module:
-        replica.load_state_dict(module.lm.state_dict())
+        policy: Any = module
+        replica.load_state_dict(policy.lm.state_dict())
     yield replica

@@ -1,0 +1,199 @@
+"""Reinforcement learning against a reward model: one loop for PPO, GRPO, RLOO, REINFORCE++ and best of n.
+
+    collect (rollout) → estimate (estimators) → passes of mini batches (objective) → controllers (KL, constraints)
+
+One engine holds policy and critic; reference and reward model are frozen. Everything a step uses is a function of
+(seed, step) and the weights, so a checkpoint is the engine, the two controllers and one number.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_trainer.algos.kl import AdaptiveKL, FixedKL
+from rlhf_trainer.checkpoint import Component
+from rlhf_trainer.components import JsonState
+from rlhf_trainer.config import Algorithm, Critic, KLController, PolicyTraining
+from rlhf_trainer.data.sampler import Position, Sampler
+from rlhf_trainer.engine import Engine
+from rlhf_trainer.generate.base import Generator, SamplingParams
+from rlhf_trainer.generate.cached import CachedGenerator
+from rlhf_trainer.loops.batching import engine_options, learnt_rows
+from rlhf_trainer.loops.common import Session
+from rlhf_trainer.loops.constraints import Constraints, safety_filter
+from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coefficient
+from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
+from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
+from rlhf_trainer.loops.policy_inputs import PolicyInputs
+from rlhf_trainer.loops.rollout import Collector, Experience, current_weights
+from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
+from rlhf_trainer.models.policy import load_policy
+from rlhf_trainer.models.reward import load_reward_model
+from rlhf_trainer.randomness import Stream, generator
+
+
+class OnlineTrainer:
+    """Engine, reference, reward model, KL controller and multipliers of one run."""
+
+    def __init__(self, session: Session, inputs: PolicyInputs) -> None:
+        self._session, self._inputs = session, inputs
+        self._world, self._training = session.world, inputs.training
+        options = engine_options(self._training, self._world.size)
+        self._filter = safety_filter(session.config, self._training)
+        lm, _ = load_policy(inputs.policy.path)
+        self.reference = copy.deepcopy(lm).requires_grad_(False).to(self._world.device)
+        sharded = self._training.deepspeed.zero_stage == 3
+        self._replica = copy.deepcopy(self.reference) if sharded else None
+        self.engine = Engine(_module(lm, self._training), options, self._world)
+        self.engine.module.eval()  # dropout off: the ratio of an unchanged policy must be 1
+        self.controller = _controller(self._training)
+        self.constraints = Constraints(self._training.constraints)
+        self._params = SamplingParams(self._training.generation.max_new_tokens, self._training.generation.temperature)
+
+    def sampling_lm(self) -> Any:
+        """Context manager: the current policy's language model with whole weights. Collective."""
+        return current_weights(self.engine, self._replica)
+
+    def generator(self, lm: Any) -> Generator:
+        encoder = self._inputs.encoder
+        return CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
+
+    def train(self, after_step: Callable[[int], None]) -> None:
+        """All remaining steps of the run; ``after_step(done)`` after each."""
+        session, training = self._session, self._training
+        done = session.begin(self._components(), training.steps)
+        size = len(self._inputs.training_prompts)
+        sampler = Sampler(size, Position.after(done * training.prompts_per_step, size, training.seed), Stream.PROMPTS)
+        collector = self._collector()
+        for step in range(done, training.steps):
+            prompts = [self._inputs.training_prompts[row] for row in sampler.take(training.prompts_per_step)]
+            experience = collector.collect(step, prompts)
+            session.finish_step(step + 1, self._learn(step, experience))
+            after_step(step + 1)
+
+    def _components(self) -> dict[str, Component]:
+        """All state that steps change."""
+        components: dict[str, Component] = {
+            "engine": self.engine,
+            "klController": JsonState(self._world, self._kl_state, self._take_kl),
+        }
+        if self.constraints:
+            components["constraints"] = JsonState(self._world, self.constraints.state, self.constraints.restore)
+        return components
+
+    def _learn(self, step: int, experience: Experience) -> dict[str, float]:
+        began = time.monotonic()
+        training, coefficient = self._training, self.controller.coefficient
+        prices = Prices(coefficient, self.constraints.multipliers)
+        targets = estimate(experience, training, prices)
+        warming = self._warm(step)
+        objective = Objective(training, kl_loss_coefficient(training, prices), warming)
+        rate = training.learning_rate * (training.steps - step) / training.steps
+        passes, sums = self._passes(step, experience, targets, objective, rate)
+        kl, costs = float(experience.kl.sum(dim=1).mean()), self.constraints.figures(experience)
+        if not warming:  # a policy that stands still cannot answer to its prices
+            self.controller.update(kl, len(experience.responses))
+            self.constraints.update(experience)
+        seconds = self._world.means({"trainSeconds": time.monotonic() - began})
+        figures = sample_figures(experience, targets, training) | costs | seconds
+        figures |= loss_figures(sums, passes * training.ppo.mini_batches, training, objective.kl_coefficient)
+        total = experience.generate_seconds + experience.score_seconds + seconds["trainSeconds"]
+        figures |= {"klCoefficient": coefficient, "learningRate": rate, "kl": kl, "passes": float(passes)}
+        figures |= {"samplesPerSecond": len(experience.responses) / total}
+        norm = self.engine.gradient_norm
+        return figures | ({"gradientNorm": norm} if math.isfinite(norm) else {})
+
+    def _warm(self, step: int) -> bool:
+        """Whether values alone are trained in this step; tells the critic."""
+        warming = self._training.algorithm is Algorithm.PPO and step < self._training.ppo.critic_warmup_steps
+        module: Any = self.engine.module
+        if self._training.algorithm is Algorithm.PPO:
+            module.warming = warming
+        return warming
+
+    def _passes(
+        self, step: int, experience: Experience, targets: Targets, objective: Objective, rate: float
+    ) -> tuple[int, dict[str, float]]:
+        """Passes over the batch until ``ppo.epochs`` or ``ppo.targetKl``; their number and all ranks' sums."""
+        ppo, total = self._training.ppo, dict.fromkeys(SUMS, 0.0)
+        for epoch in range(ppo.epochs):
+            seen = torch.zeros(len(SUMS), dtype=torch.float64, device=self._world.device)
+            order = generator(self._training.seed, Stream.MINI_BATCHES, step, epoch)
+            shuffled = targets.rows[torch.from_numpy(order.permutation(learnt_rows(self._training)))]
+            for rows in shuffled.reshape(ppo.mini_batches, -1):
+                seen += self._mini_batch(rows.tolist(), experience, targets, objective)
+                self.engine.step(rate)
+            # Summed over the ranks, so that all of them end the passes together.
+            sums = self._world.sums(dict(zip(SUMS, seen.tolist(), strict=True)))
+            total = {name: total[name] + sums[name] for name in SUMS}
+            if ppo.target_kl is not None and sums["approxKl"] / sums["tokens"] > ppo.target_kl:
+                break
+        return epoch + 1, total
+
+    def _mini_batch(
+        self, rows: Sequence[int], experience: Experience, targets: Targets, objective: Objective
+    ) -> Tensor:
+        """Gradient of one mini batch; returns this rank's sums over its tokens, in the order of ``SUMS``."""
+        device = self._world.device
+        width = targets.mask.shape[1]
+        weights = loss_weights(experience.lengths[list(rows)], width, self._training)  # of all ranks' rows
+        share = self._world.share(len(rows))
+        mine, weights = rows[share], weights[share]
+        parts = self.engine.micro_batches()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        for part in parts:
+            batch = experience.batch(mine[part], self._inputs.encoder.pad_id, device)
+            inputs = Slice.of(experience, targets, weights[part], mine[part], batch.width, device)
+            logprobs, values, _ = self.engine(batch, self._params.temperature)
+            losses = objective(logprobs, values, inputs)
+            # The engine averages over ranks and passes; the losses are already shares of a global mean.
+            self.engine.backward(losses.total * (self._world.size * len(parts)))
+            sums += losses.sums
+        return sums
+
+    def _collector(self) -> Collector:
+        scorer = load_reward_model(self._inputs.reward_model.path, self._world.device)
+
+        def sampler() -> Generator:
+            with self.sampling_lm() as lm:
+                return self.generator(lm)
+
+        return Collector(
+            world=self._world,
+            encoder=self._inputs.encoder,
+            forward=self.engine.forward,
+            sampler=sampler,
+            reference=self.reference,
+            scorer=scorer,
+            params=self._params,
+            std_penalty=self._training.reward_std_penalty,
+            seed=self._training.seed,
+            samples=self._training.samples_per_prompt,
+            violates=None if self._filter is None else self._filter.violates,
+        )
+
+    def _kl_state(self) -> dict[str, float]:
+        return {"coefficient": self.controller.coefficient}
+
+    def _take_kl(self, state: dict[str, Any]) -> None:
+        self.controller.coefficient = float(state["coefficient"])
+
+
+def _module(lm: Any, training: PolicyTraining) -> nn.Module:
+    if training.algorithm is not Algorithm.PPO:
+        return Actor(lm)
+    return SeparateCritic(lm) if training.ppo.critic is Critic.SEPARATE else SharedCritic(lm)
+
+
+def _controller(training: PolicyTraining) -> AdaptiveKL | FixedKL:
+    kl = training.kl
+    if kl.controller is KLController.ADAPTIVE:
+        return AdaptiveKL(kl.coefficient, kl.target, kl.horizon)
+    return FixedKL(kl.coefficient)
