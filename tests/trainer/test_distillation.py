@@ -13,9 +13,9 @@ from rlhf_trainer.algos.distillation import forward_kl, jensen_shannon, reverse_
 from rlhf_trainer.config import Distillation
 from rlhf_trainer.desk.model import build_model, build_tokenizer
 from rlhf_trainer.loops.distillation import divergence_of
-from rlhf_trainer.models import causal
-from rlhf_trainer.models.causal import Divergence, Student
+from rlhf_trainer.models import student as student_module
 from rlhf_trainer.models.policy import Batch
+from rlhf_trainer.models.student import Divergence, Student
 
 P = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log()  # teacher
 Q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()  # student
@@ -111,7 +111,7 @@ def compared(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 def test_chunks_of_tokens_change_neither_value_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch.of([(1, 5, 6), (1, 7)], [(8, 9, 2), (10, 11, 12, 13, 2)], 0, torch.device("cpu"))
     whole, gradients = compared(batch)
-    monkeypatch.setattr(causal, "_LOGITS_PER_CHUNK", 3 * len(build_tokenizer()))  # 8 tokens in chunks of 3
+    monkeypatch.setattr(student_module, "_LOGITS_PER_CHUNK", 3 * len(build_tokenizer()))  # 8 tokens in chunks of 3
     parts, others = compared(batch)
     torch.testing.assert_close(parts, whole)
     assert gradients.keys() == others.keys()

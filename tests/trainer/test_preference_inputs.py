@@ -16,9 +16,9 @@ from rlhf_trainer.config import Evaluation
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.model import build_model, build_tokenizer
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.loops.batching import micro_rows
 from rlhf_trainer.loops.distillation import load_teacher
 from rlhf_trainer.loops.given_texts import Limits, Text, read_demonstrations, read_pairs, single_responses
-from rlhf_trainer.loops.offline import micro_rows
 from rlhf_trainer.loops.policy_needs import check_needs
 from rlhf_trainer.loops.reference_cache import cached_logprobs, sequence_logprobs
 from rlhf_trainer.loops.rollout import Prompt

@@ -8,20 +8,20 @@ import torch
 from rlhf_trainer.algos.supervised import token_cross_entropy
 from rlhf_trainer.data.encoding import pad_right
 from rlhf_trainer.desk.model import build_model, build_tokenizer
-from rlhf_trainer.models.causal import CausalPolicy
+from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch
 
 ROWS = [((1, 5, 6), (8, 9, 2)), ((1, 7), (10, 11, 12, 13, 2)), ((1, 9, 9, 9), (2,))]
 TOKENS = sum(len(response) for _, response in ROWS)
 
 
-def policy() -> CausalPolicy:
-    return CausalPolicy(build_model(build_tokenizer(), width=16, layers=1, seed=1, initializer_range=0.2)).eval()
+def policy() -> Actor:
+    return Actor(build_model(build_tokenizer(), width=16, layers=1, seed=1, initializer_range=0.2)).eval()
 
 
 def loss_of(rows: list[tuple[tuple[int, ...], tuple[int, ...]]], tokens: int) -> torch.Tensor:
     batch = Batch.of([p for p, _ in rows], [r for _, r in rows], 0, torch.device("cpu"))
-    logprobs, _ = policy()(batch, 1.0)
+    logprobs, _, _ = policy()(batch, 1.0)
     return token_cross_entropy(logprobs, batch.mask(), tokens)
 
 

@@ -1,4 +1,4 @@
-"""Batch arithmetic of the online algorithms: rows of a step, of an optimiser step, of a backward pass."""
+"""Batch arithmetic of policy algorithms: rows of a step, of an optimiser step, of a backward pass."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def engine_options(training: PolicyTraining, world_size: int) -> EngineOptions:
         zero_stage=training.deepspeed.zero_stage,
         learning_rate=training.learning_rate,
         rows_per_step=rows,
-        micro_rows=_micro_rows(training, rows // world_size),
+        micro_rows=micro_rows(training, rows // world_size),
         max_grad_norm=1.0,
         precision=training.precision,
     )
 
 
-def _micro_rows(training: PolicyTraining, own: int) -> int:
-    """What the user asked for, or the largest divisor of a rank's ``own`` rows whose tokens fit a pass."""
+def micro_rows(training: PolicyTraining, own: int, responses: int = 1) -> int:
+    """What the user asked for, or the largest divisor of a rank's ``own`` rows whose tokens fit a pass; a row has
+    ``responses`` texts (a pair two). Raises Invalid when what was asked for does not divide them."""
     divisors = [part for part in range(1, own + 1) if own % part == 0]
     asked = training.micro_batch_size
     if asked is None:
-        longest = training.max_prompt_length + training.generation.max_new_tokens
+        longest = responses * (training.max_prompt_length + training.generation.max_new_tokens)
         return max((part for part in divisors if part * longest <= _TOKENS_PER_PASS), default=1)
     if asked not in divisors:
         raise Invalid(

@@ -17,8 +17,9 @@ from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.offline import OfflineTrainer, Sums
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.supervised import imitate
-from rlhf_trainer.models.causal import CausalPolicy, Divergence, Student
+from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch, load_policy
+from rlhf_trainer.models.student import Divergence, Student
 from rlhf_trainer.wire import Located
 
 
@@ -29,7 +30,7 @@ class DistillationTrainer(OfflineTrainer):
     def __init__(self, session: Session, inputs: PolicyInputs) -> None:
         self._settings = inputs.training.distillation
         self._sequence = self._settings.mode is DistillationMode.SEQUENCE
-        super().__init__(session, inputs, CausalPolicy if self._sequence else Student)
+        super().__init__(session, inputs, Actor if self._sequence else Student)
         assert inputs.teacher is not None  # check_needs
         self.teacher = load_teacher(inputs.teacher, inputs.encoder, self.reference)
         self.teacher.requires_grad_(False).to(self.world.device)

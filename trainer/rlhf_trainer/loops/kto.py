@@ -13,7 +13,7 @@ from rlhf_trainer.loops.given_texts import Text, single_responses
 from rlhf_trainer.loops.offline import OfflineTrainer, Sums, ratio
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.reference_cache import cached_logprobs, sequence_logprobs
-from rlhf_trainer.models.causal import CausalPolicy
+from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch
 
 
@@ -22,7 +22,7 @@ class KTOTrainer(OfflineTrainer):
     micro batches change it."""
 
     def __init__(self, session: Session, inputs: PolicyInputs) -> None:
-        super().__init__(session, inputs, CausalPolicy)
+        super().__init__(session, inputs, Actor)
         preferences = session.config.preferences
         path = preferences.path if preferences is not None else "spec.preferences"
         self._texts, self._desirable = single_responses(inputs.pairs, path)
@@ -54,7 +54,7 @@ class KTOTrainer(OfflineTrainer):
         swapped = [Text(text.prompt, texts[other].response) for text, other in zip(texts, borrowed, strict=True)]
         mine, temperature, sums = swapped[self.world.share(len(rows))], self.params.temperature, Sums()
         for part in self.engine.micro_batches():
-            logprobs, _ = self.engine(self._batch(mine[part]), temperature)
+            logprobs, _, _ = self.engine(self._batch(mine[part]), temperature)
             anchors = sequence_logprobs(self.reference, mine[part], self.pad_id, temperature)
             sums.add(total=(logprobs.sum(dim=1) - anchors).double().sum())
         return reference_point(sums.over(self.world)["total"], len(rows))
@@ -62,7 +62,7 @@ class KTOTrainer(OfflineTrainer):
     def _backward(self, rows: Sequence[int], point: float, sums: Sums) -> None:
         kto, device = self.training.kto, self.world.device
         batch = self._batch([self._texts[row] for row in rows])
-        logprobs, entropy = self.engine(batch, self.params.temperature)
+        logprobs, _, entropy = self.engine(batch, self.params.temperature)
         log_ratio = logprobs.sum(dim=1) - self._reference_logprobs[list(rows)].to(device)
         desirable = torch.tensor([self._desirable[row] for row in rows], device=device)
         losses = kto_losses(

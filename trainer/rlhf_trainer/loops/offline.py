@@ -14,18 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from rlhf_trainer.config import PolicyTraining
 from rlhf_trainer.data.sampler import Position, Sampler
 from rlhf_trainer.engine import Engine, EngineOptions
-from rlhf_trainer.exits import Invalid
 from rlhf_trainer.generate.base import SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
+from rlhf_trainer.loops.batching import micro_rows
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.whole import WholeWeights
-
-_TOKENS_PER_PASS = 32_768  # of one rank: bounds the activations of a backward pass
 
 
 class OfflineTrainer(ABC):
@@ -102,20 +99,6 @@ class OfflineTrainer(ABC):
             max_grad_norm=1.0,
             precision=self.training.precision,
         )
-
-
-def micro_rows(training: PolicyTraining, rows: int, responses: int) -> int:
-    """Rows per backward pass: what the user says, else the most of this rank's ``rows`` that memory suggests."""
-    wanted = training.micro_batch_size
-    if wanted is not None:
-        if rows % wanted:
-            raise Invalid(
-                f"training.microBatchSize is {wanted}, which does not divide the {rows} rows of a rank and step; "
-                "choose a divisor, or leave it out"
-            )
-        return wanted
-    longest = responses * (training.max_prompt_length + training.generation.max_new_tokens)
-    return next((part for part in range(rows, 0, -1) if rows % part == 0 and part * longest <= _TOKENS_PER_PASS), 1)
 
 
 class Sums:

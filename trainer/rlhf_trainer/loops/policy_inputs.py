@@ -107,7 +107,8 @@ def _read_texts(config: AttemptConfig, encoder: Encoder, training: PolicyTrainin
         path = _given(config.preferences, "preferences").path
         pairs, dropped = read_pairs(path, encoder, limits)
         train_pairs, held_pairs = split(pairs, lambda pair: pair.prompt.text, HOLDOUT_FRACTION)
-        _check_sides(path, "pairs", len(train_pairs), batch, len(held_pairs))
+        least = batch if training.algorithm is Algorithm.DPO else 1  # KTO counts responses, once it has them
+        _check_sides(path, "pairs", len(train_pairs), least, len(held_pairs))
         holdout = dict.fromkeys(pair.prompt for pair in held_pairs)
         return _Sides(path, holdout=tuple(holdout), pairs=tuple(train_pairs), dropped=dropped)
     if training.algorithm is Algorithm.SFT:

@@ -14,7 +14,7 @@ from rlhf_trainer.loops.given_texts import Pair, Text
 from rlhf_trainer.loops.offline import OfflineTrainer, Sums, ratio
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.reference_cache import cached_logprobs
-from rlhf_trainer.models.causal import CausalPolicy
+from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch
 
 
@@ -32,7 +32,7 @@ class PreferenceTrainer(OfflineTrainer):
     responses_per_row = 2
 
     def __init__(self, session: Session, inputs: PolicyInputs) -> None:
-        super().__init__(session, inputs, CausalPolicy)
+        super().__init__(session, inputs, Actor)
         self._pairs = inputs.pairs
         self._reference_logprobs = torch.zeros(0, 2)
 
@@ -53,7 +53,7 @@ class PreferenceTrainer(OfflineTrainer):
     def _backward(self, rows: Sequence[int], sums: Sums) -> None:
         pairs, device = [self._pairs[row] for row in rows], self.world.device
         batch = _batch(pairs, self.pad_id, device)
-        logprobs, entropy = self.engine(batch, self.params.temperature)
+        logprobs, _, entropy = self.engine(batch, self.params.temperature)
         chosen, rejected = logprobs.sum(dim=1).chunk(2)
         anchors = self._reference_logprobs[list(rows)].to(device)
         probability = torch.tensor([pair.probability for pair in pairs], device=device)

@@ -8,7 +8,7 @@ from rlhf_trainer.algos.supervised import token_cross_entropy
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.offline import OfflineTrainer, Sums
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
-from rlhf_trainer.models.causal import CausalPolicy
+from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch
 
 Tokens = tuple[int, ...]
@@ -16,7 +16,7 @@ Tokens = tuple[int, ...]
 
 class SupervisedTrainer(OfflineTrainer):
     def __init__(self, session: Session, inputs: PolicyInputs) -> None:
-        super().__init__(session, inputs, CausalPolicy)
+        super().__init__(session, inputs, Actor)
 
     def rows(self) -> int:
         return len(self.inputs.demonstrations)
@@ -34,7 +34,7 @@ def imitate(trainer: OfflineTrainer, mine: Sequence[tuple[Tokens, Tokens]], toke
     for part in trainer.engine.micro_batches():
         prompts, responses = zip(*mine[part], strict=True)
         batch = Batch.of(prompts, responses, trainer.pad_id, trainer.world.device)
-        logprobs, entropy = trainer.engine(batch, trainer.params.temperature)
+        logprobs, _, entropy = trainer.engine(batch, trainer.params.temperature)
         loss = token_cross_entropy(logprobs, batch.mask(), tokens)
         trainer.engine.backward(loss * trainer.shares())
         sums.add(loss=loss.detach(), entropy=entropy.sum(), rows=len(prompts))

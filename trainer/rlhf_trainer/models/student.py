@@ -1,4 +1,4 @@
-"""A policy without a critic as an engine's module: for every algorithm that learns from given texts."""
+"""A student as an engine's module: compared with its teacher without whole logits of a batch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_trainer.models.policy import Batch, predicting_states, score_tokens
+from rlhf_trainer.models.policy import Batch, predicting_states
 
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MiB in float32, each for teacher and student
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (teacher, student) log-probs (N, V) → (N,)
-
-
-class CausalPolicy(nn.Module):
-    """The language model, named ``lm`` as in every policy."""
-
-    def __init__(self, lm: Any) -> None:
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies (B, T) of the response tokens."""
-        scored = score_tokens(self.lm, batch, temperature)
-        return scored.logprobs, scored.entropy
 
 
 class Student(nn.Module):
