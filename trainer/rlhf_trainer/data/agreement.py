@@ -1,14 +1,14 @@
 """How far raters agree beyond chance: Krippendorff's alpha and Cohen's kappa, both with bootstrap intervals.
 
 The unit is a pair of responses; its labels are numbers (1: the first in canonical order is better, 0.5: tie, 0: the
-second). Everything a statistic needs is a sum over units, so a bootstrap is one matrix product: units of one prompt are
-drawn together, because answers to one question are alike.
+second). Everything a statistic needs is a weighted sum over units, so a resample is a vector of weights; units of one
+prompt are drawn together, because answers to one question are alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -54,10 +54,10 @@ def krippendorff_alpha(labels: Sequence[Label], metric: Metric = Metric.NOMINAL,
     if not len(counts):
         return None
     statistic = _alpha_of(values, metric)
-    estimate = statistic(counts.sum(axis=0))
-    if estimate is None:
-        return None
-    return _interval(_units_with_two(labels), estimate, counts, clusters, statistic, seed)
+    owner = _numbered(clusters)
+    grouped = np.zeros((owner.max() + 1, counts.shape[1]))
+    np.add.at(grouped, owner, counts)
+    return _interval(len(counts), len(grouped), lambda weights: statistic(weights @ grouped), seed)
 
 
 def mean_cohen_kappa(labels: Sequence[Label], seed: int = 0) -> Interval | None:
@@ -65,26 +65,25 @@ def mean_cohen_kappa(labels: Sequence[Label], seed: int = 0) -> Interval | None:
 
     ``n`` counts the units. None when no two raters share a unit, or none of their kappas is defined.
     """
-    tables, clusters, shape = _confusions(labels)
-    if not len(tables):
+    cells, clusters, shape = _confusions(labels)
+    if not len(cells):
         return None
+    owner = _numbered(clusters)
 
-    def statistic(total: Floats) -> float | None:
-        return _mean_kappa(total.reshape(shape))
+    def statistic(weights: Floats) -> float | None:
+        tables: Floats = np.bincount(cells, weights=weights[owner], minlength=math.prod(shape)).astype(np.float64)
+        return _mean_kappa(tables.reshape(shape))
 
-    estimate = statistic(tables.sum(axis=0))
-    if estimate is None:
-        return None
-    return _interval(_units_with_two(labels), estimate, tables, clusters, statistic, seed)
+    units = sum(len(own) > 1 for own in _by_unit(labels).values())
+    return _interval(units, int(owner.max()) + 1, statistic, seed)
 
 
 def raw_agreement(labels: Sequence[Label]) -> tuple[int, float] | None:
     """(pairs of labels, share of them that are equal) over all units; None without any."""
     same = total = 0
     for own in _by_unit(labels).values():
-        for first, second in combinations(own, 2):
-            total += 1
-            same += first.value == second.value
+        total += math.comb(len(own), 2)
+        same += sum(math.comb(count, 2) for count in Counter(label.value for label in own).values())
     return (total, same / total) if total else None
 
 
@@ -102,10 +101,6 @@ def _by_unit(labels: Sequence[Label]) -> dict[Hashable, list[Label]]:
     for label in labels:
         units[label.unit].setdefault(label.rater, label)
     return {unit: list(own.values()) for unit, own in units.items()}
-
-
-def _units_with_two(labels: Sequence[Label]) -> int:
-    return sum(len(own) > 1 for own in _by_unit(labels).values())
 
 
 def _coincidences(labels: Sequence[Label]) -> tuple[Floats, list[Hashable], Floats]:
@@ -146,21 +141,19 @@ def _distances(values: Floats, marginal: Floats, metric: Metric) -> Floats:
     return np.subtract.outer(below, below) ** 2
 
 
-def _confusions(labels: Sequence[Label]) -> tuple[Floats, list[Hashable], tuple[int, int, int]]:
-    """Per unit and pair of raters the cell of their confusion table: [U, P * K * K], clusters [U], (P, K, K)."""
+def _confusions(labels: Sequence[Label]) -> tuple[npt.NDArray[np.intp], list[Hashable], tuple[int, int, int]]:
+    """For every two labels of a unit the cell of their raters' confusion table and its cluster; shape (P, K, K)."""
     place = {value: index for index, value in enumerate(sorted({label.value for label in labels}))}
     size = len(place)
-    units = [sorted(own, key=lambda label: str(label.rater)) for own in _by_unit(labels).values() if len(own) > 1]
     pairs: dict[tuple[Hashable, Hashable], int] = {}
-    cells = [
-        (unit, pairs.setdefault((first.rater, second.rater), len(pairs)), place[first.value], place[second.value])
-        for unit, own in enumerate(units)
-        for first, second in combinations(own, 2)
-    ]
-    tables = np.zeros((len(units), len(pairs), size, size))
-    if cells:
-        np.add.at(tables, tuple(np.array(cells).T), 1.0)
-    return tables.reshape(len(units), -1), [own[0].cluster for own in units], (len(pairs), size, size)
+    cells: list[int] = []
+    clusters: list[Hashable] = []
+    for own in _by_unit(labels).values():
+        for first, second in combinations(sorted(own, key=lambda label: str(label.rater)), 2):
+            pair = pairs.setdefault((first.rater, second.rater), len(pairs))
+            cells.append((pair * size + place[first.value]) * size + place[second.value])
+            clusters.append(first.cluster)
+    return np.array(cells, dtype=np.intp), clusters, (len(pairs), size, size)
 
 
 def _mean_kappa(tables: Floats) -> float | None:
@@ -175,26 +168,19 @@ def _mean_kappa(tables: Floats) -> float | None:
     return float(np.average(kappas, weights=sizes[defined]))
 
 
-def _interval(
-    n: int,
-    estimate: float,
-    sums: Floats,
-    clusters: Sequence[Hashable],
-    statistic: Callable[[Floats], float | None],
-    seed: int,
-) -> Interval:
-    """Percentile interval over resampled clusters; ``sums`` [U, ...] add up to what the statistic is made of."""
+def _numbered(clusters: Sequence[Hashable]) -> npt.NDArray[np.intp]:
     numbers: dict[Hashable, int] = {}
-    owner = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    if len(numbers) < 2:
-        return Interval(n, estimate, -1.0, 1.0)
-    grouped = np.zeros((len(numbers), sums.shape[1]))
-    np.add.at(grouped, owner, sums)
-    drawn = generator(seed, Stream.EVALUATION).multinomial(
-        len(numbers), np.full(len(numbers), 1 / len(numbers)), size=_RESAMPLES
-    )
-    resampled = [found for total in drawn @ grouped if (found := statistic(total)) is not None]
-    if not resampled:
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+
+
+def _interval(n: int, clusters: int, statistic: Callable[[Floats], float | None], seed: int) -> Interval | None:
+    """Percentile interval of a statistic of cluster weights: all ones is the estimate, multinomial draws a resample."""
+    estimate = statistic(np.ones(clusters))
+    if estimate is None:
+        return None
+    drawn = generator(seed, Stream.EVALUATION).multinomial(clusters, np.full(clusters, 1 / clusters), size=_RESAMPLES)
+    resampled = [found for weights in drawn.astype(np.float64) if (found := statistic(weights)) is not None]
+    if clusters < 2 or not resampled:
         return Interval(n, estimate, -1.0, 1.0)
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])

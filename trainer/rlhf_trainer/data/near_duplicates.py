@@ -19,7 +19,7 @@ from rlhf_trainer.data.text import encoded, words
 
 THRESHOLD = 0.8
 _BANDS, _ROWS = 16, 4
-_PRIME = (1 << 61) - 1
+_PRIME = 4_294_967_311  # the first above 2^32: the product wraps often enough to mix
 _BUCKET_LIMIT = 64  # beyond it, only neighbours in the bucket are compared: a bucket of thousands is one boilerplate
 
 _rng = np.random.Generator(np.random.Philox(key=[0x5EED, 61]))

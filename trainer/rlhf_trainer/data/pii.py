@@ -35,12 +35,19 @@ class Span:
 def find(text: str) -> list[Span]:
     """Personal data in a text, left to right, without overlaps: earlier kinds of the table win."""
     taken: list[Span] = []
+    free = [(0, len(text))]  # an earlier kind ends the text for later ones
     for kind, pattern, check in _DETECTORS:
-        for match in pattern.finditer(text):
-            span = Span(match.start(), match.end(), kind)
-            if check(match.group()) and all(span.end <= other.start or other.end <= span.start for other in taken):
-                taken.append(span)
-    return sorted(taken, key=lambda span: span.start)
+        fresh = [
+            Span(match.start(), match.end(), kind)
+            for start, end in free
+            for match in pattern.finditer(text, start, end)
+            if check(match.group())
+        ]
+        if fresh:
+            taken = sorted([*taken, *fresh], key=lambda span: span.start)
+            edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
+            free = list(zip(edges[::2], edges[1::2], strict=True))
+    return taken
 
 
 class Redactor:
@@ -150,15 +157,20 @@ def _table() -> Iterator[tuple[str, re.Pattern[str], Check]]:
     yield "SECRET", re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"), _always
     yield "SECRET", re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b"), _always
     yield "EMAIL", re.compile(r"[\w.%+-]{1,64}@(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"), _always
-    yield "IBAN", re.compile(rf"{edge}[A-Za-z]{{2}}\d{{2}}(?:[ -]?[A-Za-z0-9]{{4}}){{2,7}}(?:[ -]?[A-Za-z0-9]{{1,3}})?{no_edge}"), _iban  # fmt: skip  # noqa: E501
-    yield "CARD", re.compile(rf"{edge}[2-6]\d{{3}}(?:[ -]?\d){{9,15}}{no_edge}"), _luhn
+    yield (
+        "IBAN",
+        re.compile(rf"{edge}[A-Z]{{2}}\d{{2}}(?:[ -]?[A-Z0-9]{{4}}){{2,7}}(?:[ -]?[A-Z0-9]{{1,3}})?{no_edge}"),
+        _iban,
+    )
+    yield "IBAN", re.compile(rf"{edge}[A-Za-z]{{2}}\d{{2}}[A-Za-z0-9]{{11,30}}{no_edge}"), _iban
+    yield "CARD", re.compile(rf"{edge}(?<![A-Z]{{2}}\d\d )[2-6]\d{{3}}(?:[ -]?\d){{9,15}}{no_edge}"), _luhn
     yield "IP", re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)"), _address
     yield "IP", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?<=:):?)(?![\w:])"), _address
     yield "NATIONAL_ID", re.compile(rf"{edge}(?!000|666|9\d\d)\d{{3}}-(?!00)\d\d-(?!0000)\d{{4}}{no_edge}"), _always
     yield "NATIONAL_ID", re.compile(rf"{edge}[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D]{no_edge}"), _always  # fmt: skip  # noqa: E501
     yield "NATIONAL_ID", re.compile(rf"{edge}[XYZxyz0-9]\d{{7}}-?[A-Za-z]{no_edge}"), _spanish_id
-    yield "PHONE", re.compile(r"(?<![\w+.-])(?:\+|00)[1-9](?:[ ./-]{0,2}\(?\d\)?){7,14}(?![\w-])"), _phone
-    yield "PHONE", re.compile(rf"{edge}\(?0\d{{1,4}}\)?[ /-](?:[ /-]?\d){{5,9}}{no_edge}"), _phone
+    yield "PHONE", re.compile(r"(?<![\w+.-])(?:\+|00)[1-9](?:[ ./-]{0,2}(?:\(\d{1,4}\)|\d)){7,14}(?![\w-])"), _phone
+    yield "PHONE", re.compile(rf"{edge}(?:\(0\d{{1,4}}\)|0\d{{1,4}})[ /-](?:[ /-]?\d){{5,9}}{no_edge}"), _phone
     yield "PHONE", re.compile(rf"{edge}(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{{4}}(?:x\d{{1,5}})?{no_edge}"), _phone  # fmt: skip  # noqa: E501
     yield "SECRET", re.compile(r"(?<![\w/+=-])[A-Za-z0-9_/+-]{32,256}={0,2}(?![\w/+-])"), _secret
 

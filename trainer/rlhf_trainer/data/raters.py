@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from statistics import median
 from typing import Any
 
@@ -117,8 +117,8 @@ def self_consistency(rows: Sequence[Annotation]) -> tuple[int, int]:
     answers: dict[str, list[str]] = defaultdict(list)
     for each in rows:
         answers[each.pair_id].append(each.choice)
-    both = [pair for given in answers.values() for pair in combinations(given, 2)]
-    return len(both), sum(first == second for first, second in both)
+    comparisons = sum(math.comb(len(given), 2) for given in answers.values())
+    return comparisons, sum(math.comb(same, 2) for given in answers.values() for same in Counter(given).values())
 
 
 def contradictions(rows: Sequence[Annotation]) -> tuple[int, int]:
