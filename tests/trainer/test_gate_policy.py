@@ -205,3 +205,18 @@ def test_no_audit_is_named(policy_world: PolicyWorld, tmp_path: Path, asked: dic
     result = run_here(config(policy_world, tmp_path, Evaluation(samples=16, **asked), audit_reward_model=None))
     assert result.failure_class is FailureClass.INVALID
     assert "needs spec.auditRewardModel" in result.message
+
+
+@pytest.mark.parametrize("whose", ["reward_model", "audit_reward_model"])
+def test_a_reward_model_of_another_tokenizer_is_refused(policy_world: PolicyWorld, tmp_path: Path, whose: str) -> None:
+    """Before any weight is loaded: words that mean other tokens would be scored as other text."""
+    other = tmp_path / "other"
+    shutil.copytree(getattr(policy_world, "reward_model" if whose == "reward_model" else "audit"), other)
+    document = json.loads((other / "calibration.json").read_text())
+    document["formatting"]["tokenizer"] = "sha256:" + "0" * 64
+    (other / "calibration.json").write_text(json.dumps(document))
+    result = run_here(
+        config(policy_world, tmp_path / "out", Evaluation(samples=16), **{whose: Located(path=str(other))})
+    )
+    assert result.failure_class is FailureClass.INVALID
+    assert "the policy's tokenizer lays it out otherwise: tokenizer" in result.message

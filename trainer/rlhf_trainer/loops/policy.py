@@ -25,6 +25,7 @@ from rlhf_trainer.loops.policy_gate import PolicyGate
 from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.policy import load_policy
+from rlhf_trainer.models.reward import check_recipe
 
 
 class PolicyTrainer(Protocol):
@@ -78,6 +79,7 @@ def opponent(trainer: PolicyTrainer, evaluation: Evaluation) -> Any:
 def run(session: Session) -> Outcome:
     """The whole attempt, from preflight to artifact. Raises the endings of ``exits``."""
     inputs = prepare(session)
+    session.first_on_main(lambda: _check_recipes(session, inputs))
     trainer = make_trainer(session, inputs)
     evaluation = session.config.evaluation or Evaluation()
     before = best_of_n_preflight(session, inputs, trainer.reference)
@@ -103,6 +105,13 @@ def run(session: Session) -> Outcome:
 
     artifact = publish_artifact(session, write, digests, verdicts)
     return Outcome(artifact, verdicts, figures, digests, gate_reason="EvaluationGateFailed")
+
+
+def _check_recipes(session: Session, inputs: PolicyInputs) -> None:
+    """Whatever reward model takes part must have learnt from text laid out as this policy's."""
+    for located in (inputs.given_reward_model, session.config.audit_reward_model):
+        if located is not None:
+            check_recipe(located.path, inputs.encoder)
 
 
 def policy_weights(session: Session, trainer: PolicyTrainer) -> dict[str, Any]:
