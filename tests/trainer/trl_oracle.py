@@ -1,0 +1,219 @@
+"""TRL's trainers on the tiny world, as an independent second opinion on losses and advantages.
+
+Every function returns ours and TRL's numbers on the same recorded batch. TRL is a development dependency alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+
+from rlhf_trainer.algos import advantages as adv
+from rlhf_trainer.algos import normalization
+from rlhf_trainer.algos.bradley_terry import preference_loss
+from rlhf_trainer.algos.kl import k3_loss
+from rlhf_trainer.algos.ppo import Clip, policy_loss
+from rlhf_trainer.algos.preference import dpo_losses, ipo_losses, margins
+from rlhf_trainer.algos.rewards import sequence_rewards
+from rlhf_trainer.models.policy import Batch, score_tokens
+from rlhf_trainer.models.reward import RewardMember, to_batch
+
+CPU = torch.device("cpu")
+GROUP = 4
+PAIRS = [
+    {"prompt_ids": [1, 9, 12], "chosen_ids": [20, 21, 22, 2], "rejected_ids": [30, 2]},
+    {"prompt_ids": [1, 9, 12, 40, 41], "chosen_ids": [25, 2], "rejected_ids": [31, 33, 35, 37, 2]},
+    {"prompt_ids": [1, 17], "chosen_ids": [50, 51, 52, 53, 54, 55, 2], "rejected_ids": [30, 31, 2]},
+]
+TEXTS = [{"prompt": "hello refund", "chosen": " glad", "rejected": " sad"}] * 4
+
+
+def common(folder: Path, **fields: Any) -> dict[str, Any]:
+    quiet = {"report_to": [], "use_cpu": True, "logging_steps": 1000, "save_strategy": "no", "disable_tqdm": True}
+    return {"output_dir": str(folder / "trl"), "gradient_checkpointing": False, "bf16": False, **quiet, **fields}
+
+
+def causal(base: Path, moved: int = 0) -> Any:
+    """The base policy, or one that has moved away from it."""
+    lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    random = torch.Generator().manual_seed(moved)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            scale = 0.3 * float(parameter.std()) if moved and parameter.dim() > 1 else 0.0
+            parameter += scale * torch.randn(parameter.shape, generator=random)
+    return lm.eval()
+
+
+def gradients(model: Any, loss: Tensor) -> Tensor:
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return torch.cat([each.flatten() for each in found if each is not None])
+
+
+# ---- reward model --------------------------------------------------------------------------------------------------
+
+
+def reward_losses(base: Path, folder: Path, centering: float, margin: list[float] | None) -> tuple[Any, Any]:
+    """(loss, gradient) of ours and of RewardTrainer on three pairs of unequal lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    arguments = RewardConfig(**common(folder), center_rewards_coefficient=centering or None)
+    trainer = RewardTrainer(model, args=arguments, train_dataset=Dataset.from_list(TEXTS), processing_class=tokenizer)
+    rows = [
+        {
+            "chosen_ids": pair["prompt_ids"] + pair["chosen_ids"],
+            "rejected_ids": pair["prompt_ids"] + pair["rejected_ids"],
+        }
+        for pair in PAIRS
+    ]
+    if margin is not None:
+        rows = [{**row, "margin": each} for row, each in zip(rows, margin, strict=True)]
+    theirs = trainer.compute_loss(model, trainer.data_collator(rows))
+    ids, lengths = to_batch([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], 0)
+    a, b = RewardMember(model)(ids, lengths).chunk(2)
+    shift = torch.tensor(margin) if margin is not None else torch.zeros(len(rows))
+    ours = preference_loss(a - shift, b, torch.ones(len(rows)))
+    ours = ours + centering * (a + b).square().mean()
+    if margin is None:
+        ours = preference_loss(a, b, torch.ones(len(rows)), centering)
+    return (ours.detach(), gradients(model, ours)), (theirs.detach(), gradients(model, theirs))
+
+
+# ---- preferences ---------------------------------------------------------------------------------------------------
+
+
+def preference_losses(base: Path, folder: Path, loss: str, smoothing: float = 0.0) -> tuple[Any, Any]:
+    """(loss, gradient) of ours and of DPOTrainer; cDPO is TRL's loss on the pairs and on the flipped pairs."""
+    policy, reference = causal(base, moved=1), causal(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    arguments = DPOConfig(**common(folder), loss_type=[loss], beta=0.3)
+    data = Dataset.from_list(TEXTS)
+    trainer = DPOTrainer(policy, reference, args=arguments, train_dataset=data, processing_class=tokenizer)
+    flipped = [{**p, "chosen_ids": p["rejected_ids"], "rejected_ids": p["chosen_ids"]} for p in PAIRS]
+    theirs = (1 - smoothing) * trainer.compute_loss(trainer.model, trainer.data_collator(PAIRS))
+    if smoothing:
+        theirs = theirs + smoothing * trainer.compute_loss(trainer.model, trainer.data_collator(flipped))
+    prompts = [pair["prompt_ids"] for pair in PAIRS]
+    responses = [pair["chosen_ids"] for pair in PAIRS] + [pair["rejected_ids"] for pair in PAIRS]
+    batch = Batch.of(prompts * 2, responses, 0, CPU)
+    sums = [score_tokens(lm, batch, 1.0).logprobs.sum(dim=1) for lm in (policy, reference)]
+    if loss == "ipo":  # TRL averages over tokens where the paper, and we, sum
+        sums = [each / batch.lengths for each in sums]
+    (chosen, rejected), (first, second) = (each.chunk(2) for each in sums)
+    margin, sure = margins(chosen, rejected, first.detach(), second.detach()), torch.ones(len(PAIRS))
+    if loss == "ipo":
+        ours = ipo_losses(margin, sure, tau=0.3).mean()
+    else:
+        ours = dpo_losses(margin, sure, beta=0.3, label_smoothing=smoothing).mean()
+    return (ours.detach(), gradients(policy, ours)), (theirs.detach(), gradients(policy, theirs))
+
+
+# ---- groups of samples ---------------------------------------------------------------------------------------------
+
+
+def recorded_reward(completion_ids: list[list[int]], **_given: Any) -> list[float]:
+    """Some reward that differs within groups: a function of the tokens."""
+    return [((7 * sum(ids) + len(ids)) % 13) / 4.0 for ids in completion_ids]
+
+
+def sampled(base: Path, folder: Path, kind: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """TRL's trainer and a batch that it generated, with its advantages and reference log-probs."""
+    torch.manual_seed(3)
+    trainer_class, config_class = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[kind]
+    fields = {"per_device_train_batch_size": 2 * GROUP, "num_generations": GROUP, "max_completion_length": 9}
+    arguments = config_class(**common(folder), **{**fields, "beta": 0.2, "temperature": 1.0, **options})
+    prompts = [{"prompt": text} for text in ("hello refund", "hello delivery refund glad")]
+    trainer = trainer_class(
+        str(base),
+        reward_funcs=recorded_reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    record = trainer._generate_and_score_completions([row for row in prompts for _ in range(GROUP)])
+    return trainer, record
+
+
+def our_batch(record: dict[str, Any]) -> Batch:
+    def rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
+        return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+
+    prompts = rows(record["prompt_ids"], record["prompt_mask"])
+    return Batch.of(prompts, rows(record["completion_ids"], record["completion_mask"]), 0, CPU)
+
+
+def rewards_of(batch: Batch) -> Tensor:
+    rows, _ = batch.tokens
+    parts = [batch.targets()[rows == row].tolist() for row in range(len(batch.ids))]
+    return torch.tensor(recorded_reward(parts))
+
+
+def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """name → (ours, TRL's): advantages, reference log-probs, loss and gradient off policy, with the KL in the loss."""
+    trainer, record = sampled(
+        base, folder, "grpo", loss_type=loss_type, scale_rewards=scale, use_bias_correction_kl=True, epsilon=0.1
+    )
+    batch = our_batch(record)
+    mask = batch.mask()
+    relative = {"group": adv.group_relative, "batch": adv.batch_relative, "none": adv.centred}[scale]
+    ours = relative(rewards_of(batch), GROUP)
+    reference = score_tokens(causal(base), batch, 1.0).logprobs.detach()
+    old = reference + 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(9)) * mask
+    record["old_per_token_logps"] = old
+    record["num_items_in_batch"] = mask.sum()
+    policy = trainer.model
+    policy.load_state_dict(causal(base, moved=2).state_dict())
+    theirs = trainer._compute_loss(policy, record)
+    logprobs = score_tokens(policy, batch, 1.0).logprobs
+    weights = {
+        "grpo": lambda: normalization.per_sequence(batch.lengths, batch.width),
+        "dapo": lambda: normalization.per_token(batch.lengths, batch.width),
+        "dr_grpo": lambda: normalization.per_max_length(batch.lengths, batch.width, 9),
+    }[loss_type]()
+    surrogate = policy_loss(logprobs, old, ours[:, None] * mask, weights, Clip(0.1, 0.1)).loss
+    loss = surrogate + 0.2 * (k3_loss(logprobs, reference, old) * weights).sum()
+    return {
+        "advantages": (ours, record["advantages"]),
+        "reference": (reference, record["ref_per_token_logps"] * mask),
+        "loss": (loss.detach(), theirs.detach()),
+        "gradient": (gradients(policy, loss), gradients(policy, theirs)),
+    }
+
+
+def rloo(base: Path, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Advantages with the KL in the reward, and the gradient of the first update. Later updates differ by design: TRL
+    clips one ratio per reply, we clip one per token."""
+    trainer, record = sampled(base, folder, "rloo")
+    batch = our_batch(record)
+    mask, policy = batch.mask(), trainer.model
+    logprobs = score_tokens(policy, batch, 1.0).logprobs
+    old = logprobs.detach()
+    reference = score_tokens(causal(base, moved=2), batch, 1.0).logprobs.detach()
+    plain = adv.leave_one_out(
+        sequence_rewards(rewards_of(batch), torch.zeros_like(old), batch.lengths, kl_coefficient=0.2), GROUP
+    )
+    kl_coefficient = 0.2
+    rewarded = sequence_rewards(rewards_of(batch), old - reference, batch.lengths, kl_coefficient=kl_coefficient)
+    kl = ((old - reference) * mask).sum(dim=1)
+    grouped = (rewards_of(batch) - kl_coefficient * kl).view(-1, GROUP)
+    by_hand = grouped - (grouped.sum(dim=1, keepdim=True) - grouped) / (GROUP - 1)
+    weights = normalization.per_max_length(batch.lengths, batch.width, 9) * 9  # the sum over a reply's tokens
+    loss = policy_loss(logprobs, old, plain[:, None] * mask, weights, Clip(0.2, 0.2)).loss
+    theirs = trainer._compute_loss(policy, record)
+    return {
+        "advantages": (plain, record["advantages"]),  # the policy is its reference, so the KL is 0
+        "penalised": (adv.leave_one_out(rewarded, GROUP), by_hand.flatten()),
+        "old": (old.sum(dim=1), record["old_logps"]),
+        "gradient": (gradients(policy, loss), gradients(policy, theirs)),
+    }
