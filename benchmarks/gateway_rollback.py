@@ -1,11 +1,16 @@
-"""How long a rollback takes to reach users: from the write of weight 0 to the first answer by stable.
+"""How long a rollback takes to reach users.
 
     python -m benchmarks gateway_rollback
 
-The gateway is a process of its own; a fake API server delivers the watch event, so that etcd and kube-apiserver are not
-part of the figure. One conversation on the canary asks in a closed loop, over background traffic of other
-conversations; every answer takes the policy 5 ms. Each run raises the weight to 50 %, waits until the canary answers,
-and writes 0.
+One conversation on the canary asks in a closed loop, over background traffic of other conversations; every answer takes
+the policy 5 ms. The gateway is a process of its own.
+
+From the loss of the canary's endpoint, on a real etcd and kube-apiserver, with the operator and the gateway as they are
+shipped: an EndpointSlice says that the endpoint is gone, the operator writes weight 0, the gateway takes it up. The
+canary goes on answering meanwhile, else the gateway would turn to stable by itself and hide how long the route takes.
+
+From the write of weight 0 alone: a fake API server delivers the watch event, so that etcd and kube-apiserver are not
+part of the figure. Each run raises the weight to 50 %, waits until the canary answers, and writes 0.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from benchmarks.harness.operator import bench
+from benchmarks.harness.rollout import WEIGHT, Rollout, rollout
 from benchmarks.report import Report
 from rlhf_gateway.__main__ import run
 from rlhf_gateway.kube import ApiServer
@@ -68,11 +75,15 @@ class Scene:
         return moment
 
     async def arm(self, talk: str) -> str:
-        body = {"model": "desk", "prompt": "hello"}
-        headers = {"X-Conversation-Id": talk}
-        async with self.client.post(f"{self.url}/v1/completions", json=body, headers=headers) as response:
-            await response.read()
-            return response.headers.get(ARM_HEADER, "none")
+        return await ask(self.client, self.url, talk)
+
+
+async def ask(client: aiohttp.ClientSession, url: str, talk: str) -> str:
+    """Who answers."""
+    body = {"model": "desk", "prompt": "hello"}
+    async with client.post(f"{url}/v1/completions", json=body, headers={"X-Conversation-Id": talk}) as response:
+        await response.read()
+        return response.headers.get(ARM_HEADER, "none")
 
 
 @asynccontextmanager
@@ -134,26 +145,78 @@ async def measure() -> list[Rollback]:
         return runs[WARM_UP_RUNS:]
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Seconds from the API server's answer to the endpoint's loss until weight 0 is seen, and stable answers."""
+
+    written: float
+    answered: float
+
+
+async def lose_endpoint(one: Rollout, talk: str) -> Loss:
+    await one.endpoint(one.canary, ready=True)
+    await one.weight(WEIGHT)
+    async with asyncio.timeout(10):
+        while await ask(one.client, one.url, talk) != "canary":
+            pass
+    lost = await one.endpoint(one.canary, ready=False)
+    asking = asyncio.create_task(_first_by_stable(one, talk))
+    written = await one.weight(0.0)
+    return Loss(max(0.0, written - lost), await asking - lost)
+
+
+async def _first_by_stable(one: Rollout, talk: str) -> float:
+    while await ask(one.client, one.url, talk) != "stable":
+        pass
+    return time.monotonic()
+
+
+async def losses() -> list[Loss]:
+    async with bench() as made, rollout(made, POLICY_SECONDS) as one:
+        background = Traffic(Plan(one.url, ("hello",), BACKGROUND_RATE, 100_000, 600.0, model="desk"), io.StringIO())
+        sending = asyncio.create_task(background.run())
+        talk = await _talk_on_canary(one)
+        await one.endpoint(one.canary, ready=False)
+        await one.weight(0.0)
+        found = [await lose_endpoint(one, talk) for _ in range(RUNS + WARM_UP_RUNS)]
+        background.stop()
+        await sending
+        if failed := sum(not line.ok for line in background.lines):
+            raise RuntimeError(f"{failed} of {len(background.lines)} background requests failed")
+        return found[WARM_UP_RUNS:]
+
+
+async def _talk_on_canary(one: Rollout) -> str:
+    """A conversation that the operator's salt sends to the canary."""
+    for number in range(100):
+        if await ask(one.client, one.url, talk := f"talk-{number}") == "canary":
+            return talk
+    raise RuntimeError(f"no conversation in 100 goes to the canary at {WEIGHT:g} %")
+
+
+def _add(report: Report, what: str, seconds: list[float]) -> None:
+    times = sorted(second * 1000 for second in seconds)
+    spread = f"{times[0]:.1f} to {times[-1]:.1f} ms"
+    report.add(f"{what}, p50", statistics.median(times), "ms", samples=len(times), spread=spread)
+    report.add(f"{what}, p99", times[int(0.99 * len(times))], "ms", samples=len(times), spread=spread)
+
+
 def main() -> None:
     if len(sys.argv) > 1:
         asyncio.run(gateway(sys.argv[1]))
         return
+    lost = asyncio.run(losses())
     runs = asyncio.run(measure())
-    times = sorted(one.seconds * 1000 for one in runs)
-    report = Report("gateway_rollback", "Rollback: from the written weight to users", PACKAGES)
-    spread = f"{times[0]:.1f} to {times[-1]:.1f} ms"
-    report.add(
-        "write to first answer by stable, p50", statistics.median(times), "ms", samples=len(times), spread=spread
-    )
-    report.add(
-        "write to first answer by stable, p99", times[int(0.99 * len(times))], "ms", samples=len(times), spread=spread
-    )
+    report = Report("gateway_rollback", "Rollback: until users are answered by stable alone", PACKAGES)
+    _add(report, "endpoint loss to weight 0 written", [one.written for one in lost])
+    _add(report, "endpoint loss to first answer by stable", [one.answered for one in lost])
+    _add(report, "write of weight 0 to first answer by stable", [one.seconds for one in runs])
     late = sum(one.late for one in runs)
     report.add("canary answers to questions asked after the write", late / len(runs), "per run", samples=len(runs))
     report.note(
         f"One pod, loopback, {BACKGROUND_RATE:.0f} other requests per second, policies that answer in "
         f"{POLICY_SECONDS * 1000:.0f} ms. The answer's own time is part of the figure; etcd and kube-apiserver "
-        "are not. With 50 runs the p99 is the worst one."
+        "are part of the first four figures alone. With 50 runs the p99 is the worst one."
     )
     report.note(f"Load average of the machine meanwhile: {os.getloadavg()[0]:.1f}.")
     report.write()

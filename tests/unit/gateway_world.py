@@ -37,12 +37,14 @@ async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> None
 
 
 @asynccontextmanager
-async def serving(app: web.Application, port: int = 0) -> AsyncIterator[tuple[str, web.AppRunner]]:
+async def serving(
+    app: web.Application, port: int = 0, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[str, web.AppRunner]]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, host, port).start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", runner
+        yield f"http://{host}:{runner.addresses[0][1]}", runner
     finally:
         await runner.cleanup()
 

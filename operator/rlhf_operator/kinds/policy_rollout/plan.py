@@ -4,69 +4,39 @@ course     which revision is stable, which is tried      (ledger, spec, decision
 evidence   what the gateways counted
 ramp       stay, next stage, promote or reject
 route      the gateway's configuration that follows, and what nothing is routed to any more
+telling    status and events: how the pass is told
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 
 from pydantic import ValidationError
 
-from rlhf_gateway.wire import TRAFFIC_PORT, GatewayConfig
-from rlhf_operator.api.conditions import RolloutCondition, find, set_condition
+from rlhf_gateway.wire import GatewayConfig
 from rlhf_operator.api.policy_rollout import PolicyRollout, seconds
 from rlhf_operator.api.policy_rollout_status import (
     PolicyRolloutStatus,
     Revision,
     RevisionState,
-    RolloutPhase,
-    RolloutReason,
     RolloutVerdict,
-    Weights,
 )
-from rlhf_operator.kinds.base import Event, Observed, Plan
+from rlhf_operator.kinds.base import Observed, Plan
 from rlhf_operator.kinds.policy_rollout import course as courses
 from rlhf_operator.kinds.policy_rollout import evidence, gateway, ledger, route, servers
-from rlhf_operator.kinds.policy_rollout.conditions import Situation, conditions
 from rlhf_operator.kinds.policy_rollout.course import Course
 from rlhf_operator.kinds.policy_rollout.evidence import Evidence
-from rlhf_operator.kinds.policy_rollout.observe import View, gateway_name
+from rlhf_operator.kinds.policy_rollout.observe import View
 from rlhf_operator.kinds.policy_rollout.ramp import Ramp, Standing
-from rlhf_operator.kinds.training.objects import integer, mapping
-
-_WARNINGS = frozenset(
-    {
-        RolloutReason.GUARDRAIL_CROSSED,
-        RolloutReason.CANDIDATE_UNAVAILABLE,
-        RolloutReason.SPLIT_MISMATCH,
-        RolloutReason.METRICS_BLIND,
-        RolloutReason.DIGEST_REJECTED,
-        RolloutReason.ABORTED_BY_DECISION,
-        RolloutReason.INVALID_DATA,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass decided, before it is written down."""
-
-    view: View
-    course: Course
-    evidence: Evidence
-    ramp: Ramp | None  # of the candidate that this pass began with
-    standing: Standing | None
-    pending: float | None = None  # seconds until counts that decide nothing are due to be written
-    verdicts: list[RolloutVerdict] = field(default_factory=list)
+from rlhf_operator.kinds.policy_rollout.telling import Pass, events_of, situation_of, status_of, unreadable
 
 
 def plan(observed: Observed) -> Plan:
     try:
         rollout = PolicyRollout.model_validate(dict(observed.primary))
     except ValidationError as error:
-        return _unreadable(observed, error)
+        return unreadable(observed, error)
     view = View(observed, rollout, rollout.status or PolicyRolloutStatus())
     policy = courses.desired(view)
     done = _decided(view, _noticed(view, courses.steered(view, courses.recorded(view), policy)))
@@ -170,8 +140,8 @@ def _written(done: Pass, waiting: str | None, digest: str | None) -> Plan:
     config = gateway.numbered(view, _config(view, course, course.candidate, routed))
     live = {entry.revision: entry for entry in course.revisions if entry.state in _LOADED}
     programmed = route.confirmed(view, config)
-    situation = _situation(done, set(live), programmed, waiting, digest)
-    status = _status(done, situation, config)
+    situation = situation_of(done, set(live), programmed, waiting, digest)
+    status = status_of(done, situation, config)
     applied = [
         child
         for entry in live.values()
@@ -181,7 +151,7 @@ def _written(done: Pass, waiting: str | None, digest: str | None) -> Plan:
         status=status.to_dict(),
         delete=tuple(route.removals(view, config, set(live))),
         apply=(*gateway.children(view, config), *applied),
-        events=tuple(_events(view, situation)),
+        events=tuple(events_of(view, situation)),
         pulls=route.pulls(view, busy=course.candidate is not None or not programmed or standing is not None),
         requeue_after=_requeue(done),
         # The record first: a route that no record explains would be taken back by a new process.
@@ -200,91 +170,6 @@ def _replicas(done: Pass, entry: Revision) -> int:
     return max(serving.replicas, serving.canary_replicas) if promoting else serving.canary_replicas
 
 
-def _situation(done: Pass, live: set[str], programmed: bool, waiting: str | None, digest: str | None) -> Situation:
-    view, course, standing = done.view, done.course, done.standing
-    if standing is not None:
-        phase, reason, message = standing.phase, standing.reason, standing.message
-    else:
-        phase, reason, message = _at_rest(done, live, programmed, waiting, digest)
-    return Situation(
-        view, course, phase, reason, message, programmed, done.verdicts, done.evidence.trial, done.ramp, standing
-    )
-
-
-def _at_rest(
-    done: Pass, live: set[str], programmed: bool, waiting: str | None, digest: str | None
-) -> tuple[RolloutPhase, RolloutReason, str]:
-    """Phase, reason and message while no candidate is tried."""
-    view, course = done.view, done.course
-    stable = course.stable
-    refused = ledger.rejection(course.revisions, digest) if digest is not None else None
-    if refused is not None:
-        message = f"{refused.digest} is refused: {refused.message}"
-        if route.leftovers(view, live) or (not programmed and view.status.phase is not RolloutPhase.ROLLED_BACK):
-            return RolloutPhase.ROLLING_BACK, RolloutReason(refused.reason or RolloutReason.DIGEST_REJECTED), message
-        more = "; name another policy, or create a Decision ClearRejection with this digest"
-        return RolloutPhase.ROLLED_BACK, RolloutReason.DIGEST_REJECTED, message + more
-    if stable is None:
-        return RolloutPhase.PENDING, RolloutReason.WAITING_FOR_UPSTREAM, waiting or "no policy yet"
-    if stable.available_at is None:
-        crash = view.crash_loop(stable.revision)
-        if crash is not None:
-            return RolloutPhase.FAILED, RolloutReason.CANDIDATE_UNAVAILABLE, f"the first revision cannot start: {crash}"
-        message = f"the first revision {stable.revision} goes straight to stable once a pod is ready"
-        return RolloutPhase.PENDING, RolloutReason.FIRST_REVISION, message
-    reason = RolloutReason(stable.reason or RolloutReason.PROMOTED)
-    if view.status.phase is RolloutPhase.PENDING and not programmed:
-        return RolloutPhase.PENDING, reason, f"{stable.revision} is ready; waiting for a gateway pod that sends to it"
-    if waiting is not None:
-        return RolloutPhase.HEALTHY, RolloutReason.WAITING_FOR_UPSTREAM, waiting
-    if reason is RolloutReason.PROMOTED and not programmed:
-        return RolloutPhase.PROMOTING, reason, f"{stable.revision} is stable; the gateways are taking it up"
-    return RolloutPhase.HEALTHY, reason, f"{stable.revision} is stable"
-
-
-def _status(done: Pass, situation: Situation, config: GatewayConfig) -> PolicyRolloutStatus:
-    view, course, ramp = done.view, done.course, done.ramp
-    live = view.live_config
-    tried = course.candidate is not None
-    number = ramp.number if ramp is not None else 0
-    share = done.evidence.trial.observed_share(number) if ramp is not None and ramp.stage is not None else None
-    endpoint = (
-        f"http://{gateway_name(view.name)}.{view.namespace}.svc.{view.observed.settings.cluster_domain}:{TRAFFIC_PORT}"
-    )
-    return PolicyRolloutStatus(
-        phase=situation.phase,
-        conditions=conditions(situation),
-        observed_generation=view.generation,
-        stage=course.stage,
-        stage_started_at=course.stage_started_at,
-        stage_samples=done.evidence.trial.samples(number) if tried and course.stage is not None else None,
-        trial=course.trial,
-        trial_plan=course.trial_plan,
-        weights=Weights(
-            desired=config.canary_weight_percent,
-            written=live.canary_weight_percent if live is not None else 0.0,
-            observed=round(100.0 * share, 3) if share is not None and tried else None,
-        ),
-        generation=config.generation,
-        family_wise_alpha=round(sum(g.alpha for g in view.spec.guardrails), 6) if tried else None,
-        verdicts=situation.verdicts,
-        revisions=list(course.revisions),
-        blind_since=ramp.blind_since if ramp is not None and tried else None,
-        evidence=done.evidence.to_json() if tried else {},
-        endpoint=endpoint,
-    )
-
-
-def _events(view: View, situation: Situation) -> Iterator[Event]:
-    """One for every change of what is going on; messages with counts alone make none."""
-    before = find(view.status.conditions, RolloutCondition.PROGRESSING)
-    was = (before.reason if before is not None else None, view.status.phase, view.status.stage)
-    now = (str(situation.reason), situation.phase, situation.course.stage)
-    if was != now:
-        bad = situation.reason in _WARNINGS
-        yield Event("Warning" if bad else "Normal", str(situation.reason), situation.message[:1024])
-
-
 def _requeue(done: Pass) -> float | None:
     view = done.view
     waits = [done.pending]
@@ -294,27 +179,3 @@ def _requeue(done: Pass) -> float | None:
         if entry.retained_until is not None:
             waits.append((entry.retained_until - view.observed.now).total_seconds())
     return min((max(0.1, wait) for wait in waits if wait is not None), default=None)
-
-
-def _unreadable(observed: Observed, error: ValidationError) -> Plan:
-    """A spec or status that this version cannot read: nothing is touched, and the object says so."""
-    status = dict(mapping(observed.primary, "status"))
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = f"{where}: {problem['msg']}; correct the field. Until then everything stays as it is"
-    try:
-        before = PolicyRolloutStatus.model_validate({"conditions": status.get("conditions") or []}).conditions
-    except ValidationError:
-        before = []
-    said = set_condition(
-        before,
-        RolloutCondition.DEGRADED,
-        True,
-        RolloutReason.INVALID_DATA,
-        message,
-        generation=integer(observed.primary, "metadata", "generation") or 0,
-        now=observed.now,
-    )
-    status["conditions"] = [entry.to_dict() for entry in said]
-    status.setdefault("phase", RolloutPhase.FAILED.value)
-    return Plan(status=status, events=(Event("Warning", RolloutReason.INVALID_DATA, message[:1024]),))
