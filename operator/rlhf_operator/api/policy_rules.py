@@ -43,6 +43,14 @@ READ_BY = {
     "demonstrations": frozenset({Algorithm.SFT}),
     "teacher": frozenset({Algorithm.DISTILLATION}),
 }
+# The rest is reported whatever trains.
+REPORTED_BY = {
+    GuardrailMetric.REWARD: ONLINE,
+    GuardrailMetric.REWARD_STD: ONLINE,
+    GuardrailMetric.ZERO_VARIANCE_FRACTION: ONLINE,
+    GuardrailMetric.CLIPPED_FRACTION: ONLINE | {Algorithm.DISTILLATION},
+    GuardrailMetric.KL: ONLINE | FROM_PREFERENCES,
+}
 _BLOCKS: tuple[tuple[str, type[Spec], frozenset[Algorithm]], ...] = (
     ("grpo", GRPO, frozenset({Algorithm.GRPO})),
     ("dpo", DPO, frozenset({Algorithm.DPO})),
@@ -127,7 +135,6 @@ def _reachable(constraint: Constraint) -> bool:
 _EACH_CONSTRAINT = "!has(self.training.constraints) || self.training.constraints.all(c, {})"
 _PPO = "self.training.ppo"
 _UPPER = f"(has({_PPO}.clipHigh) ? {_PPO}.clipHigh : {_PPO}.clip)"
-_NEEDS_REWARD = (GuardrailMetric.REWARD, GuardrailMetric.REWARD_STD)
 
 _INPUTS = tuple(rule for field, readers in READ_BY.items() for rule in _input_rules(field, readers))
 
@@ -284,10 +291,13 @@ _EVALUATION = (
         ".guardrails",
     ),
     Rule(
-        f"!has(self.guardrails) || has(self.rewardModel)"
-        f" || self.guardrails.all(g, !(g.metric in {[m.value for m in _NEEDS_REWARD]!r}))",
-        lambda spec: spec.reward_model is not None or all(g.metric not in _NEEDS_REWARD for g in spec.guardrails),
-        "a guardrail on reward or rewardStd needs a rewardModel: watch another metric",
+        "!has(self.guardrails) || self.guardrails.all(g, {})".format(
+            " && ".join(f"(g.metric != '{metric.value}' || {one_of(by)})" for metric, by in REPORTED_BY.items())
+        ),
+        lambda spec: all(spec.training.algorithm in REPORTED_BY.get(g.metric, set(Algorithm)) for g in spec.guardrails),
+        "a guardrail watches what training.algorithm reports: reward, rewardStd and zeroVarianceFraction are of "
+        "algorithms with a rewardModel, clippedFraction of these and Distillation, kl of these, DPO and KTO: "
+        "watch another metric",
         ".guardrails",
     ),
     Rule(
