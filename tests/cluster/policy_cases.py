@@ -59,10 +59,10 @@ POLICY_CASES = [
         ("spec.training.samplesPerPrompt", "sample nothing while training"),
     ),
     Case(
-        "rows that do not divide",
+        "groups that do not divide",
         GRPO,
-        {"spec.trainer.numProcPerNode": 3, "spec.training.promptsPerStep": 7},
-        ("training.promptsPerStep x training.samplesPerPrompt must be divisible",),
+        {"spec.trainer.numProcPerNode": 1, "spec.training.promptsPerStep": 6},
+        ("training.promptsPerStep must be divisible", "the samples of a prompt stay together"),
     ),
     Case("overlong demonstrations", SFT, {"spec.training.overlong": {"start": 9}}, ("overlong", "remove it")),
     Case(
@@ -121,12 +121,14 @@ POLICY_CASES = [
     Case("best of n without a reward", DPO, {"spec.evaluation.bestOfN": {}}, ("evaluation.bestOfN", "name both")),
     Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
     Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
-    Case("a reward watched without one", DPO, guardrail(metric="reward"), ("guardrails", "needs a rewardModel")),
+    Case("a reward watched without one", DPO, guardrail(metric="reward"), ("spec.guardrails", "watch another metric")),
+    Case("kl of demonstrations", SFT, guardrail(metric="kl"), ("guardrails", "kl of these, DPO and KTO")),
+    Case("cut replies of pairs", KTO, guardrail(metric="clippedFraction"), ("clippedFraction of these and Distill",)),
     Case("variance of single samples", PPO, guardrail(metric="zeroVarianceFraction"), ("needs training.samplesPerPr",)),
 ]
 
 # Only the API server sees these: the operator compares worlds, digests and names when it resolves them.
-SERVER_ONLY = {"rows that do not divide", "a teacher twice", "a teacher of nothing"}
+SERVER_ONLY = {"groups that do not divide", "a teacher twice", "a teacher of nothing"}
 SELF_TAUGHT = Case(
     "a job that teaches itself",
     DISTILLATION,

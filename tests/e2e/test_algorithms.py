@@ -211,10 +211,8 @@ def test_ppo_lagrangian_raises_the_multiplier_of_a_constraint_that_cannot_be_met
 
 def test_a_student_learns_from_the_policy_of_another_job(desk: Desk) -> None:
     status = desk.finished("distilled")
-    assert verdicts(status) == JUDGED
+    assert verdicts(status) == {"nonInferiority": "Pass", "violationRate": "Pass"}
     assert status["lineage"]["teacher"] == digest_of(desk, "sft", POLICY)
-    [win_rate] = [found for found in status["verdicts"] if found["metric"] == "winRate"]
-    assert "teacher" in win_rate["message"]
     assert status["metrics"]["divergence"] >= 0.0
 
 

@@ -176,12 +176,12 @@ def test_another_world_size_while_suspended_is_another_attempt_of_the_same_run(n
     assert world.phase == "Running"
 
 
-def test_a_world_that_the_rows_do_not_divide_over_is_refused() -> None:
-    training = {"algorithm": "GRPO", "promptsPerStep": 3, "samplesPerPrompt": 4}
-    assert started("GRPO", training=training).status["attempt"] == 1  # 12 rows over 2 ranks and 2 mini batches
-    world = started("GRPO", training=training, trainer={"numNodes": 5})
+def test_the_samples_of_a_prompt_stay_together() -> None:
+    """24 rows would divide over 2 ranks and 2 mini batches, 6 groups do not."""
+    world = started("GRPO", training={"algorithm": "GRPO", "promptsPerStep": 6, "samplesPerPrompt": 4})
     assert world.holds("Accepted") == ("False", "InvalidData")
-    assert "promptsPerStep x samplesPerPrompt of 12 is not divisible" in world.condition("Accepted")["message"]
+    told = world.condition("Accepted")["message"]
+    assert "promptsPerStep of 6 is not divisible by the world size of 2 times 2" in told
 
 
 @pytest.mark.parametrize("metric", ["zeroVarianceFraction", "clippedFraction", "rewardStd"])

@@ -45,11 +45,11 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         *(rule.to_cel() for rule in RULES),
         Cel(
-            "type(self.trainer.numProcPerNode) != int || self.training.promptsPerStep * self.training.samplesPerPrompt"
+            "type(self.trainer.numProcPerNode) != int || self.training.promptsPerStep"
             " % (self.trainer.numNodes * int(self.trainer.numProcPerNode)"
             f" * ({one_of(ONLINE)} ? self.training.ppo.miniBatches : 1)) == 0",
-            "training.promptsPerStep x training.samplesPerPrompt must be divisible by trainer.numNodes x "
-            "trainer.numProcPerNode, and online by that x training.ppo.miniBatches",
+            "training.promptsPerStep must be divisible by trainer.numNodes x trainer.numProcPerNode, and online by "
+            "that x training.ppo.miniBatches; the samples of a prompt stay together",
         ),
         Cel(
             "!has(self.auditRewardModel) || !has(self.rewardModel) || ("

@@ -24,6 +24,17 @@ class RewardModelJobSpec(TrainingJobSpec):
             " || self.training.globalBatchSize % (self.trainer.numNodes * int(self.trainer.numProcPerNode)) == 0",
             "training.globalBatchSize must be divisible by trainer.numNodes x trainer.numProcPerNode",
         ),
+        Cel(
+            "!has(self.validation.maxLengthBias) || has(self.validation.humanScores)",
+            "validation.maxLengthBias compares with trusted scores, without which its gate cannot pass: "
+            "name validation.humanScores, or remove it",
+            field_path=".validation.maxLengthBias",
+        ),
+        Cel(
+            "!has(self.training.aspects) || self.training.aspects.all(a, self.training.aspects.exists_one(b, b == a))",
+            "training.aspects name an aspect twice: keep one of them",
+            field_path=".training.aspects",
+        ),
     )
 
 

@@ -38,10 +38,8 @@ def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSo
 
 
 def _batch(spec: PolicyOptimizationJobSpec) -> tuple[str, int, int]:
-    training = spec.training
-    field = "spec.training.promptsPerStep" + (" x samplesPerPrompt" if training.samples_per_prompt > 1 else "")
-    mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
-    return field, training.prompts_per_step * training.samples_per_prompt, mini_batches
+    mini_batches = spec.training.ppo.mini_batches if spec.training.algorithm in ONLINE else 1
+    return "spec.training.promptsPerStep", spec.training.prompts_per_step, mini_batches
 
 
 def _attempt_fields(spec: PolicyOptimizationJobSpec) -> Mapping[str, Any]:
