@@ -75,7 +75,7 @@ class MLflowTracker:
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        return found.experiment_id if found is not None else self._client.create_experiment(name)
+        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
