@@ -144,7 +144,7 @@ def test_prose_about_programs_is_left_alone() -> None:
     [
         "version 1.2.3 of 2026-03-01 at 10:30:00",
         "4111 1111 1111 1112 has a wrong check digit",
-        "DE89 3704 0044 0532 0130 01 has wrong check digits",
+        "DE89 3704 1144 1532 1130 01 has wrong check digits",
         "listening on 127.0.0.1 and ::1 and 0.0.0.0",
         "order 12345678901234 of 3 items, 20,000 in all",
         "1.2.3.4.5 and 999.1.1.1",
