@@ -105,7 +105,7 @@ def _combine(digests: list[bytes]) -> str:
 def _parse_row(line: bytes, path: Path | str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"{path}:{number}: not a JSON object in UTF-8 ({error}); each line must be one") from error
     if not isinstance(row, dict):
         raise RowError(f"{path}:{number}: a JSON {type(row).__name__}, but each line must be one JSON object")
