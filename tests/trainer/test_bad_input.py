@@ -113,6 +113,9 @@ def template(text: str) -> Callable[[Path], None]:
     return spoil
 
 
+NOT_A_PREFIX = "{% if messages | length == 1 %}hello{% else %}glad{% endif %}"
+
+
 def rail(**changes: Any) -> dict[str, Any]:
     return {"guardrails": ({"metric": "kl", "above": 1.0, **changes},)}
 
