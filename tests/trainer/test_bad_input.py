@@ -19,6 +19,7 @@ from rlhf_trainer.config import Checkpoints
 from rlhf_trainer.distributed import World, join
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import StopSignal
+from rlhf_trainer.preflight import check_attempt
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located
 from rlhf_trainer.worker import load_loop, run_attempt
@@ -110,6 +111,9 @@ def template(text: str) -> Callable[[Path], None]:
         (folder / "chat_template.jinja").write_text(text)
 
     return spoil
+
+
+NOT_A_PREFIX = "{% if messages | length == 1 %}hello{% else %}glad{% endif %}"
 
 
 def rail(**changes: Any) -> dict[str, Any]:
@@ -252,7 +256,9 @@ MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("tokenizer_config.json", "pad_token is not set"),
     ),
     "template not a prefix": (
-        lambda b: b.reward(base_model=b.model(template("{{ messages | length }} {{ messages[0].content }}"))),
+        lambda b: b.reward(
+            base_model=b.model(template("{% if messages | length == 1 %}hello{% else %}glad{% endif %}"))
+        ),
         ("chat template", "prefix"),
     ),
     "template broken": (
@@ -400,12 +406,8 @@ def test_bad_input_ends_with_exit_11_and_one_line(bench: Bench, world: World, na
 
 def test_the_benches_are_sound(bench: Bench) -> None:
     """Negative control: unspoilt, both attempts pass everything the table trips over."""
-    from rlhf_trainer.loops import policy_inputs
-    from rlhf_trainer.preflight import check_attempt
-
     for config in (bench.reward(), bench.policy()):
         check_attempt(config)
-        policy_inputs._check_files(config)
 
 
 def spoilt(**changes: Any) -> Callable[[dict[str, Any]], str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -201,7 +202,6 @@ def _text(events: Any, tag: str) -> str:
 
 def test_wandb_offline_files_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     from rlhf_trainer.tracking.wandb import WandbTracker
 
@@ -210,9 +210,8 @@ def test_wandb_offline_files_read_back(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, str(tmp_path / "cache"))
     tell(Background(WandbTracker, finish_seconds=120.0), tmp_path / "a2")
     (path,) = (tmp_path / "a2").rglob("run-*.wandb")
-    store, history, config, summary = DataStore(), [], {}, {}
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    history, config, summary = [], {}, {}
+    for data in leveldb_records(path.read_bytes()[7:]):  # after ":W&B", its magic number and version
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("history"):
@@ -230,6 +229,25 @@ def test_wandb_offline_files_read_back(tmp_path: Path, monkeypatch: pytest.Monke
     assert config["dataset.preferences"]["digest"] == "sha256:" + "a" * 64
     assert summary["artifact.digest"] == "sha256:" + "b" * 64
     assert summary["reason"] == "Succeeded"
+
+
+def leveldb_records(log: bytes) -> Iterator[bytes]:
+    """Of LevelDB's log format, in which wandb keeps a run: blocks of 32 KiB, each record whole or in parts."""
+    position, parts = 0, b""
+    while position + 7 <= len(log):
+        # wandb counts its own seven bytes into the first block.
+        left = 32768 - (position + 7) % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, position)
+        if kind == 0:
+            return
+        parts += log[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            yield parts
+            parts = b""
 
 
 class MLflowServer:

@@ -43,7 +43,7 @@ def describe(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{field}: {' '.join(first['msg'].split())}{more}"
     name, known = str(first["loc"][-1]), _fields_at(AttemptConfig, first["loc"][:-1])
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
     return f"{field}: there is no such field; {hint}{more}"
 

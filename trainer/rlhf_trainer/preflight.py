@@ -15,7 +15,7 @@ from rlhf_trainer.config import Algorithm, DeepSpeed, DistillationMode, Lora
 from rlhf_trainer.digests import MANIFEST, DigestMismatchError, RowError, check_digest, dataset_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, parameters_in, read_model
-from rlhf_trainer.preflight_text import check_same_vocabulary, check_vocabulary, open_tokenizer
+from rlhf_trainer.preflight_text import check_architecture, check_same_vocabulary, check_vocabulary, open_tokenizer
 from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -40,6 +40,8 @@ def check_attempt(config: AttemptConfig) -> None:
 
 
 def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> None:
+    for name, model in models.items():
+        check_architecture(name, model.path)
     tokenizers = {name: open_tokenizer(name, model.path) for name, model in models.items()}
     for name, model in models.items():
         vocabulary = model.config.get("vocab_size")

@@ -31,6 +31,18 @@ def open_tokenizer(name: str, path: Path) -> Any:
     return tokenizer
 
 
+def check_architecture(name: str, path: Path) -> None:
+    """The library must know the kind of model that config.json describes, and accept its numbers."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(path)
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise Invalid(
+            f"spec.{name}: {path / 'config.json'}: {_one_line(error)}; give a model that transformers can load"
+        ) from error
+
+
 def check_vocabulary(name: str, path: Path, tokenizer: Any, vocabulary: int | None) -> None:
     """Every id the tokenizer gives must have a row in the embeddings."""
     largest = max(tokenizer.get_vocab().values(), default=0)

@@ -68,7 +68,7 @@ def check_micro_batch(rows_per_rank: int, micro: int | None) -> None:
     """``microBatchSize`` must divide a rank's rows of one optimiser step."""
     if micro is not None and rows_per_rank % micro:
         fitting = [part for part in range(1, rows_per_rank + 1) if rows_per_rank % part == 0]
-        near = sorted(fitting, key=lambda part: abs(part - micro))[:2]
+        near = {max(part for part in fitting if part < micro), min((p for p in fitting if p > micro), default=1)}
         raise Invalid(
             f"training.microBatchSize is {micro}, which does not divide the {rows_per_rank} rows of a rank and step; "
             f"choose {' or '.join(str(part) for part in sorted(near))}"
