@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_trainer.algos.kto import kto_losses, mismatched, reference_point
 from rlhf_trainer.algos.preference import dpo_losses, ipo_losses, margins
 from rlhf_trainer.models.policy import score_tokens
-from tests.trainer.test_ppo_optimum import ARMS, EVERY_ARM, REWARDS, language_model, log_policy
+from tests.trainer.bandit import ARMS, EVERY_ARM, REWARDS, language_model, log_policy
 
 BETA, PAIRS, STEPS = 0.5, 40_000, 250
 ONE, HALF = torch.ones(1, dtype=torch.float64), torch.full((1,), 0.5, dtype=torch.float64)
