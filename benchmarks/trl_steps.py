@@ -113,8 +113,9 @@ def old_trl() -> Path:
     """The last TRL with PPO, alone in a folder: everything it needs is here already."""
     folder = PEERS / "trl-1.12"
     if not (folder / "trl").exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), OLD_TRL]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(PEERS / "pip")], check=True)
+        pip = [str(PEERS / "pip" / "bin" / "pip"), "install", "--quiet", "--no-deps", "--target", str(folder)]
+        subprocess.run([*pip, OLD_TRL], check=True)
     return folder
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from rlhf_trainer.algos.kl import AdaptiveKL, FixedKL
 from rlhf_trainer.checkpoint import Component
 from rlhf_trainer.components import JsonState
-from rlhf_trainer.config import Algorithm, Critic, KLController, PolicyTraining
+from rlhf_trainer.config import Algorithm, Critic, GenerationEngine, KLController, PolicyTraining
 from rlhf_trainer.data.sampler import Position, Sampler
 from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
+from rlhf_trainer.generate.vllm import VLLMGenerator, plain_state
 from rlhf_trainer.loops.batching import engine_options, learnt_rows
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.constraints import Constraints, safety_filter
@@ -51,6 +52,7 @@ class OnlineTrainer:
         lm, _ = load_policy(inputs.policy.path)
         self._whole = WholeWeights.of_run(lm, self._training, self._world.device)
         self.reference = self._whole.reference
+        self._vllm: VLLMGenerator | None = None  # made for the first rollout
         self.engine = Engine(_module(lm, self._training), options, self._world)
         self.engine.module.eval()  # dropout off: the ratio of an unchanged policy must be 1
         self.controller = _controller(self._training)
@@ -62,8 +64,14 @@ class OnlineTrainer:
         return self._whole.sampling(self.engine)
 
     def generator(self, lm: Any) -> Generator:
-        encoder = self._inputs.encoder
-        return CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
+        encoder, generation = self._inputs.encoder, self._training.generation
+        if generation.engine is GenerationEngine.LOCAL:
+            return CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
+        if self._vllm is None:
+            longest = self._training.max_prompt_length + generation.max_new_tokens
+            self._vllm = VLLMGenerator(self._inputs.policy.path, eos_id=encoder.eos_id, max_length=longest)
+        self._vllm.load(plain_state(lm).items())
+        return self._vllm
 
     def train(self, after_step: Callable[[int], None]) -> None:
         """All remaining steps of the run; ``after_step(done)`` after each."""
