@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -218,11 +217,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     arguments = parser.parse_args()
     report = Report("operator_scale", "The operator on etcd and kube-apiserver", PACKAGES)
-    load = Path("/proc/loadavg").read_text().split()[0]
+    load = os.getloadavg()[0]
     asyncio.run(measure(report, arguments.jobs, arguments.rate, arguments.seconds))
     report.note(
         "etcd, kube-apiserver, the operator and the load share the machine's cores and loopback, and etcd does not "
-        f"wait for the disk. The machine's load average was {load} at the start."
+        "wait for the disk. The machine's load average was "
+        f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end."
     )
     report.write()
 
