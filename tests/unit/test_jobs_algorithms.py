@@ -79,7 +79,7 @@ def test_the_config_digest_chains_everything_that_shapes_the_weights(algorithm: 
         assert config(**{name: {"uri": "pvc://models/other", "digest": digest("0")}}) != same, name
     assert config(auditRewardModel=AUDIT) == same, "an audit judges and shapes nothing"
     assert config(training={**ALGORITHMS[algorithm].get("training", {}), "steps": 7}) != same
-    assert config(output={"uri": "pvc://elsewhere/x"}, trainer={"numNodes": 1}) == same
+    assert config(output={"uri": "pvc://artifacts/elsewhere"}, trainer={"numNodes": 1}) == same
 
 
 def test_a_student_waits_for_a_validated_teacher() -> None:
