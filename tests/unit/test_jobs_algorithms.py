@@ -79,6 +79,8 @@ def test_the_config_digest_chains_everything_that_shapes_the_weights(algorithm: 
         assert config(**{name: {"uri": "pvc://models/other", "digest": digest("0")}}) != same, name
     assert config(auditRewardModel=AUDIT) == same, "an audit judges and shapes nothing"
     assert config(training={**ALGORITHMS[algorithm].get("training", {}), "steps": 7}) != same
+    told = {**ALGORITHMS[algorithm].get("training", {}), "lossNormalization": "token"}
+    assert config(training=told) == same, "a default is the same whether the user or the server wrote it"
     assert config(output={"uri": "pvc://artifacts/elsewhere"}, trainer={"numNodes": 1}) == same
 
 

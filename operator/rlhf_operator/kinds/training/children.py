@@ -43,7 +43,8 @@ def output_of(job: Job[Any]) -> Volume:
 def config_digest(job: Job[Any], inputs: Mapping[str, Input]) -> str:
     """Equal for all attempts of a run: a checkpoint of another configuration is not resumed from."""
     digests = {name: inputs[name].digest for name in job.kind.identity_inputs if name in inputs}
-    training = job.kind.training(job.spec).model_dump(mode="json", by_alias=True)
+    # Without defaults: an operator that knows more fields must not orphan the checkpoints of a run in progress.
+    training = job.kind.training(job.spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return digest_of({"kind": job.kind.kind, "inputs": digests, "training": training})
 
 
