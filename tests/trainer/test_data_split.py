@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_trainer.data.near_duplicates import clusters, jaccard, near_duplicates, shingles
+from rlhf_trainer.data.rows import load_preferences
 from rlhf_trainer.data.split import HOLDOUT, QUARANTINE, TRAIN, assign, held_out, split
 
 VOCABULARY = [f"word{index}" for index in range(200)]
@@ -119,3 +122,18 @@ def test_a_side_that_was_given_is_kept_whatever_the_hash_says() -> None:
     prompts = [f"question number {index} of many" for index in range(100)]
     turned = {prompt: TRAIN if held_out(prompt, 0.5) else HOLDOUT for prompt in prompts}
     assert assign(prompts, 0.5, turned) == turned
+
+
+def test_training_keeps_the_side_that_a_row_names(tmp_path: Path) -> None:
+    """The column of an earlier version wins over the hash, so that a holdout stays one; rows without it are hashed."""
+    rows = [
+        {"prompt": f"question {index} about {word}", "response_a": "yes", "response_b": "no", "preference": "a"}
+        for index, word in enumerate(("rain", "music", "boats", "glass", "bread", "stone", "paper", "light"))
+    ]
+    sides = ["holdout", "train"] * 4
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "split": side}) + "\n" for row, side in zip(rows, sides, strict=True)))
+    read = load_preferences(path)
+    train, holdout = split(read, lambda row: row.prompt, 0.2, side_of=lambda row: row.side)
+    assert [row.prompt for row in train] == [row["prompt"] for row in rows[1::2]]
+    assert [row.prompt for row in holdout] == [row["prompt"] for row in rows[::2]]

@@ -14,8 +14,8 @@ import torch
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.generate import base
 from rlhf_trainer.generate.cached import CachedGenerator
-from rlhf_trainer.generate.vllm import VLLMGenerator, plain_state
-from rlhf_trainer.models.adapters import merged, merged_in_place
+from rlhf_trainer.generate.vllm import VLLMGenerator
+from rlhf_trainer.models.adapters import merged, merged_in_place, plain_state
 from tests.trainer.test_adapters import adapted
 from tests.trainer.test_logprobs import model_of
 

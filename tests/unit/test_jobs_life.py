@@ -841,6 +841,17 @@ def test_a_skipped_checkpoint_is_an_event_that_says_which_and_why() -> None:
     assert world.last["resumedFromStep"] == 30
 
 
+def test_a_converted_checkpoint_is_named_as_such() -> None:
+    world = training()
+    world.fail(21, result("Rendezvous", 21))
+    world.tick(10)
+    world.run_pods()
+    world.report(step=31, resumedFrom={**checkpoint(30), "convertedFrom": 4})
+    told = "attempt 2 resumed from the checkpoint of step 30, which was converted: 4 ranks wrote it"
+    assert world.told("Resumed") == [told]
+    assert world.last["convertedFrom"] == 4
+
+
 def test_numbers_that_json_does_not_know_are_left_out() -> None:
     world = training()
     world.now += START.replace(second=30) - START

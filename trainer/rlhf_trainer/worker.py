@@ -98,7 +98,8 @@ def _finished(session: Session, outcome: Outcome) -> Result:
         ending = Ended("; ".join(_say(verdict) for verdict in failed), outcome.gate_reason)
         ending.failure_class = FailureClass.GATE_FAILED
     else:
-        ending = Ended(f"{len(outcome.verdicts)} of {len(outcome.verdicts)} verdicts pass", "Succeeded")
+        judged = f"all {len(outcome.verdicts)} verdicts pass" if outcome.verdicts else "trained, and judged by nothing"
+        ending = Ended(judged, "Succeeded")
         ending.failure_class = FailureClass.SUCCESS
     return _result(session.config, session.world.rank, ending, session).model_copy(
         update={

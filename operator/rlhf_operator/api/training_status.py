@@ -63,6 +63,7 @@ class Attempt(ApiStatus):
     action: Literal["Complete", "Fail", "Restart", "Suspend"] | None = None  # what follows from its end
     released_by: Annotated[str, Field(max_length=253)] | None = None  # the Decision that lets a paused job go on
     resumed_from_step: int | None = None
+    converted_from: int | None = None  # ranks that wrote that checkpoint, where there were others than now
     skipped_checkpoints: Annotated[list[SkippedCheckpoint], Field(max_length=5)] = Field(default_factory=list)
     step: int = 0
     usage: Usage = Usage()

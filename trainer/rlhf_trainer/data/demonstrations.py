@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_trainer.data.rows import _load as load_rows
-from rlhf_trainer.data.rows import _text as text_of
+from rlhf_trainer.data.rows import load_rows, text_of
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Preference:
     cohort: str = UNKNOWN
     aspects: Mapping[str, float] = field(default_factory=dict)
     rater: str = UNKNOWN
+    side: str | None = None  # of the holdout, where the row says so (its ``split`` column)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_preferences(path: Path | str) -> list[Preference]:
     An optional ``probability_a`` (of aggregated labels) replaces what ``preference`` says; ``both_bad`` rows order
     nothing and are left out. A prompt or response may be a list of messages, which is flattened by `plain_text`.
     """
-    rows = [row for row in _load(Path(path), _preference) if row is not None]
+    rows = [row for row in load_rows(Path(path), _preference) if row is not None]
     if not rows:
         raise Invalid(f"{path}: every row is {_BOTH_BAD!r}, so nothing is compared; add rows that prefer one response")
     return rows
@@ -63,12 +64,14 @@ def load_preferences(path: Path | str) -> list[Preference]:
 
 def load_prompts(path: Path | str) -> list[str]:
     """Rows ``{prompt}``; a prompt given twice counts once, in the place it was first seen."""
-    return list(dict.fromkeys(_load(Path(path), lambda row: _text(row, "prompt"))))
+    return list(dict.fromkeys(load_rows(Path(path), lambda row: text_of(row, "prompt"))))
 
 
 def load_scores(path: Path | str) -> list[ScoredResponse]:
     """Rows ``{prompt, response, score}`` of trusted scalar scores."""
-    return _load(Path(path), lambda row: ScoredResponse(_text(row, "prompt"), _text(row, "response"), _score(row)))
+    return load_rows(
+        Path(path), lambda row: ScoredResponse(text_of(row, "prompt"), text_of(row, "response"), _score(row))
+    )
 
 
 def _preference(row: Row) -> Preference | None:
@@ -79,7 +82,7 @@ def _preference(row: Row) -> Preference | None:
         raise RowProblem(
             f"field 'preference' is {choice!r}, not one of a, b, tie, both_bad; correct it or drop the row"
         )
-    prompt, a, b = _text(row, "prompt"), _text(row, names[0]), _text(row, names[1])
+    prompt, a, b = text_of(row, "prompt"), text_of(row, names[0]), text_of(row, names[1])
     if a.split() == b.split():
         raise RowProblem(
             f"fields '{names[0]}' and '{names[1]}' are the same text, so nothing was compared; drop the row"
@@ -94,6 +97,7 @@ def _preference(row: Row) -> Preference | None:
         cohort=_name(row, "cohort"),
         aspects=aspect_probabilities(row.get("aspects")),
         rater=_name(row, "rater_id"),
+        side=None if row.get("split") in (None, "") else _name(row, "split"),
     )  # fmt: skip
 
 
@@ -155,7 +159,7 @@ def _name(row: Row, field: str) -> str:
     return value
 
 
-def _text(row: Row, field: str) -> str:
+def text_of(row: Row, field: str) -> str:
     if field not in row:
         raise RowProblem(f"field '{field}' is missing; give a non-empty string")
     return plain_text(row[field], field)
@@ -173,7 +177,7 @@ def _score(row: Row) -> float:
     return number_within(row.get("score"), "score", -math.inf, math.inf)
 
 
-def _load(path: Path, parse: Callable[[Row], R]) -> list[R]:
+def load_rows(path: Path, parse: Callable[[Row], R]) -> list[R]:
     records: list[R] = []
     problems: list[str] = []
     for number, line in _lines(path):

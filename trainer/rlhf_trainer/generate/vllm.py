@@ -83,9 +83,3 @@ class VLLMGenerator:
                 f"end of sequence is {self._eos_id}"
             )
         return Completion(tokens, logprobs, reason)
-
-
-def plain_state(lm: Any) -> dict[str, Tensor]:
-    """Weights of a whole language model under plain names; of an adapted one inside ``merged_in_place``."""
-    state = {name.replace(".base_layer.", "."): value for name, value in lm.state_dict().items()}
-    return {name: value for name, value in state.items() if ".lora_" not in name}

@@ -34,6 +34,7 @@ class Pair:
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     probability: float
+    side: str | None = None  # of the holdout, where the row says so
 
     @property
     def responses(self) -> tuple[tuple[int, ...], ...]:
@@ -100,8 +101,8 @@ def _pair(row: Preference, encoder: Encoder) -> Pair:
     a, b = (tuple(encoder.response(text)) for text in (row.response_a, row.response_b))
     prompt = Prompt(row.prompt, tuple(encoder.prompt(row.prompt)))
     if row.probability_a >= 0.5:
-        return Pair(prompt, a, b, row.probability_a)
-    return Pair(prompt, b, a, 1.0 - row.probability_a)
+        return Pair(prompt, a, b, row.probability_a, row.side)
+    return Pair(prompt, b, a, 1.0 - row.probability_a, row.side)
 
 
 def _text(row: Demonstration, encoder: Encoder) -> Text:

@@ -25,7 +25,7 @@ from rlhf_trainer.data.sampler import Position, Sampler
 from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
-from rlhf_trainer.generate.vllm import VLLMGenerator, plain_state
+from rlhf_trainer.generate.vllm import VLLMGenerator
 from rlhf_trainer.loops.batching import engine_options, learnt_rows
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.constraints import Constraints, safety_filter
@@ -34,6 +34,7 @@ from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
 from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.rollout import Collector, Experience
+from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.reward import load_reward_model

@@ -106,7 +106,9 @@ def _read_texts(config: AttemptConfig, encoder: Encoder, training: PolicyTrainin
     if training.algorithm in (Algorithm.DPO, Algorithm.KTO):
         path = _given(config.preferences, "preferences").path
         pairs, dropped = read_pairs(path, encoder, limits)
-        train_pairs, held_pairs = split(pairs, lambda pair: pair.prompt.text, HOLDOUT_FRACTION)
+        train_pairs, held_pairs = split(
+            pairs, lambda pair: pair.prompt.text, HOLDOUT_FRACTION, side_of=lambda pair: pair.side
+        )
         least = batch if training.algorithm is Algorithm.DPO else 1  # KTO counts responses, once it has them
         _check_sides(path, "pairs", len(train_pairs), least, len(held_pairs))
         holdout = dict.fromkeys(pair.prompt for pair in held_pairs)

@@ -52,7 +52,9 @@ def prepare(session: Session, base: Located, preferences: Located, training: Rew
     encoder = _open_encoder(base)
     pairs, dropped = _encode(load_preferences(preferences.path), encoder, training)
     check_too_long(preferences.path, dropped, len(pairs) + dropped, training.max_length, "maxLength")
-    train_pairs, holdout = split(pairs, lambda pair: pair.prompt, training.holdout_fraction)
+    train_pairs, holdout = split(
+        pairs, lambda pair: pair.prompt, training.holdout_fraction, side_of=lambda pair: pair.row.side
+    )
     if len(train_pairs) < training.global_batch_size:
         raise Invalid(
             f"{preferences.path}: {len(train_pairs)} training pairs are fewer than training.globalBatchSize "

@@ -39,9 +39,10 @@ def _of_attempt(old: Attempt | None, new: Attempt) -> Iterator[Event]:
     if old is None:
         yield Event("Normal", "AttemptStarted", f"attempt {new.number} starts")
     if new.resumed_from_step is not None and (old is None or old.resumed_from_step is None):
-        yield Event(
-            "Normal", "Resumed", f"attempt {new.number} resumed from the checkpoint of step {new.resumed_from_step}"
-        )
+        source = f"the checkpoint of step {new.resumed_from_step}"
+        if new.converted_from is not None:
+            source += f", which was converted: {new.converted_from} ranks wrote it"
+        yield Event("Normal", "Resumed", f"attempt {new.number} resumed from {source}")
     if new.skipped_checkpoints and (old is None or not old.skipped_checkpoints):
         for skipped in new.skipped_checkpoints:
             message = f"attempt {new.number} did not use the checkpoint of step {skipped.step} at {skipped.path}: "

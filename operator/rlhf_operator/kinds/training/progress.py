@@ -154,7 +154,8 @@ def _resumption(
     kept = attempt.skipped_checkpoints or [
         entry.model_copy(update={"reason": entry.reason[:512]}) for entry in skipped[:_MAX_SKIPPED]
     ]
-    return {"resumed_from_step": step, "skipped_checkpoints": kept}
+    converted = attempt.converted_from or (resumed.converted_from if resumed else None)
+    return {"resumed_from_step": step, "converted_from": converted, "skipped_checkpoints": kept}
 
 
 # A run that diverges reports NaN; JSON has none, and the API server would refuse the whole status for it.
