@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from rlhf_trainer.wire import FailureClass
 from tests.trainer import training_world
-from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
-from tests.trainer.test_ppo_loop import run
+from tests.trainer.ppo_world import PolicyWorld, make_policy_world, run_attempts, training_of
 from tests.trainer.training_world import TinyWorld
 
 LORA = {"rank": 2, "alpha": 8.0, "target_modules": ["q_proj", "down_proj"]}
@@ -36,7 +35,7 @@ def attempts(policy_world: PolicyWorld, tiny_world: TinyWorld, tmp_path_factory:
         folder / "first", 2, training=training_of(lora=LORA, steps=1, ppo={"epochs": 1, "mini_batches": 1})
     )
     configs["reward"] = tiny_world.config(folder / "reward", 2, training=training_world.training_of(lora=LORA))
-    return run(folder / "run", 2, configs)
+    return run_attempts(folder / "run", 2, configs)
 
 
 def changed(result: dict[str, Any], base: Path, weights: str = "model.safetensors") -> set[str]:

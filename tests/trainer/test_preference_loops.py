@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rlhf_trainer.config import Evaluation, GuardrailAction, GuardrailMetric, Opponent, TrainingGuardrail
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
 from tests.trainer.offline_world import OfflineWorld, make_offline_world, training_of
-from tests.trainer.test_ppo_loop import run, weights
+from tests.trainer.ppo_world import run_attempts, weights
 from tests.trainer.training_world import TinyWorld
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def attempts(offline_world: OfflineWorld, tmp_path_factory: pytest.TempPathFacto
         )
         for name, changes in FAMILIES.items()
     }
-    return run(folder / "one", 1, variants(offline_world, folder)) | run(folder / "two", 2, two)
+    return run_attempts(folder / "one", 1, variants(offline_world, folder)) | run(folder / "two", 2, two)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
