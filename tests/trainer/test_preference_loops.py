@@ -77,7 +77,7 @@ def attempts(offline_world: OfflineWorld, tmp_path_factory: pytest.TempPathFacto
         )
         for name, changes in FAMILIES.items()
     }
-    return run_attempts(folder / "one", 1, variants(offline_world, folder)) | run(folder / "two", 2, two)
+    return run_attempts(folder / "one", 1, variants(offline_world, folder)) | run_attempts(folder / "two", 2, two)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
