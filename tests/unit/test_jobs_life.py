@@ -548,6 +548,19 @@ def test_a_gate_is_waived_for_one_digest_only(state: str) -> None:
     assert world.phase == "Succeeded"
 
 
+def test_an_attempt_that_ends_before_its_first_report_tells_by_its_result() -> None:
+    world = started()
+    world.run_pods()
+    guardrail = {"metric": "kl", "state": "Healthy", "value": 0.1, "sinceStep": 1, "action": "Alert"}
+    world.complete(success(step=4, totalSteps=4, worldSize=2, guardrails=[guardrail]))
+    assert world.phase == "Succeeded"
+    assert world.status["progress"] | {"reportedAt": ""} == {
+        "attempt": 1, "phase": "Done", "step": 4, "totalSteps": 4, "worldSize": 2, "reportedAt": "",
+    }  # fmt: skip
+    assert [one["metric"] for one in world.status["guardrails"]] == ["kl"]
+    assert world.holds("GuardrailsHealthy")[0] == "True"
+
+
 # Upstream.
 
 

@@ -204,11 +204,14 @@ class Result(Wire):
     rank: int = 0
     finished_at: datetime
     step: int = 0
+    total_steps: int = 0
+    world_size: int = 0
     checkpoint: CheckpointRecord | None = None
     resumed_from: CheckpointRecord | None = None
     skipped_checkpoints: tuple[SkippedCheckpoint, ...] = ()
     artifact: Artifact | None = None
     verdicts: tuple[Verdict, ...] = ()
+    guardrails: tuple[GuardrailReport, ...] = ()
     metrics: dict[str, float] = {}
     lineage: dict[str, str] = {}  # name -> digest: data, base model, reward model, config, …
 
@@ -219,10 +222,12 @@ class Result(Wire):
             {},
             {"lineage": {}},
             {"skipped_checkpoints": self.skipped_checkpoints[:3]},
+            {"guardrails": tuple(one.model_copy(update={"message": ""}) for one in self.guardrails)},
             {"metrics": {}},
             {"verdicts": tuple(verdict.model_copy(update={"message": ""}) for verdict in self.verdicts)},
             {"message": _shorten(self.message, 1000)},
             {"skipped_checkpoints": (), "resumed_from": None},
+            {"guardrails": ()},
             {"verdicts": (), "message": _shorten(self.message, 300)},
         )
         for drop in drops:

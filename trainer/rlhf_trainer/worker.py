@@ -121,17 +121,20 @@ def _result(config: AttemptConfig, rank: int, ended: Ended, session: Session | N
         uid=config.uid,
         rank=rank,
         finished_at=_now(),
+        world_size=config.world_size,
     )
     if session is None:
         return result
     return result.model_copy(
         update={
             "step": session.done,
+            "total_steps": session.board.report.total_steps,
             "checkpoint": session.last_checkpoint,
             "resumed_from": session.resumed_from,
             "skipped_checkpoints": session.skipped,
             "metrics": session.board.report.metrics,
             "verdicts": session.board.report.verdicts,
+            "guardrails": session.board.report.guardrails,
         }
     )
 

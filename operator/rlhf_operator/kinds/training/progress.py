@@ -107,11 +107,11 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
     changes: dict[str, Any] = {}
     if result.artifact and artifact:
         changes["artifact"] = ArtifactStatus(uri=artifact, digest=result.artifact.digest)
-    if status.progress is not None and status.progress.attempt == attempt.number:
-        step = max(status.progress.step, result.step)
-        changes["progress"] = status.progress.model_copy(update={"step": step})
+    changes["progress"] = _final_progress(status.progress, attempt, result)
     if result.verdicts:
         changes["verdicts"] = _verdicts(result.verdicts)
+    if result.guardrails:
+        changes["guardrails"] = _guardrails(result.guardrails)
     if result.metrics:
         changes["metrics"] = _metrics(result.metrics)
     if result.lineage:  # what the operator resolved itself is not overwritten
@@ -121,6 +121,22 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
         attempt.number,
         step=max(attempt.step, result.step),
         **_resumption(attempt, result.resumed_from, result.skipped_checkpoints),
+    )
+
+
+def _final_progress(known: Progress | None, attempt: Attempt, result: Result) -> Progress | None:
+    """Where the attempt got to; one that ended before its first report was read has only its result to say so."""
+    if known is not None and known.attempt == attempt.number:
+        return known.model_copy(update={"step": max(known.step, result.step)})
+    if not result.total_steps:  # it never began to train
+        return known
+    return Progress(
+        attempt=attempt.number,
+        phase=ReportPhase.DONE,
+        step=result.step,
+        total_steps=result.total_steps,
+        world_size=result.world_size,
+        reported_at=result.finished_at,
     )
 
 
