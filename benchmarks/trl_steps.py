@@ -58,8 +58,10 @@ class Side:
             "OMP_NUM_THREADS": "1",
             "TRL_EXPERIMENTAL_SILENCE": "1",
             "HF_HUB_OFFLINE": "1",
+            "PYTHONPYCACHEPREFIX": str(PEERS / "bytecode"),  # starting must not take longer than measuring
             "PYTHONPATH": os.pathsep.join(part for part in paths if part),
         }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         ours = module.endswith("ours")
         arguments = [str(world), case.algorithm.partition("_")[0] if ours else case.algorithm, case.size, case.lengths]

@@ -153,6 +153,13 @@ def our_batch(record: dict[str, Any]) -> Batch:
     return Batch.of(prompts, rows(record["completion_ids"], record["completion_mask"]), 0, CPU)
 
 
+def cut(record: dict[str, Any]) -> Batch:
+    """Makes the recorded replies of different lengths (an untrained policy never ends one); returns the batch."""
+    for row, length in enumerate((9, 4, 7, 2, 8, 3, 5, 1)):
+        record["completion_mask"][row, length:] = 0
+    return our_batch(record)
+
+
 def rewards_of(batch: Batch) -> Tensor:
     rows, _ = batch.tokens
     parts = [batch.targets()[rows == row].tolist() for row in range(len(batch.ids))]
@@ -164,10 +171,11 @@ def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tupl
     trainer, record = sampled(
         base, folder, "grpo", loss_type=loss_type, scale_rewards=scale, use_bias_correction_kl=True, epsilon=0.1
     )
-    batch = our_batch(record)
+    rewards = rewards_of(our_batch(record))
+    batch = cut(record)
     mask = batch.mask()
     relative = {"group": adv.group_relative, "batch": adv.batch_relative, "none": adv.centred}[scale]
-    ours = relative(rewards_of(batch), GROUP)
+    ours = relative(rewards, GROUP)
     reference = score_tokens(causal(base), batch, 1.0).logprobs.detach()
     old = reference + 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(9)) * mask
     record["old_per_token_logps"] = old
@@ -192,28 +200,21 @@ def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tupl
 
 
 def rloo(base: Path, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Advantages with the KL in the reward, and the gradient of the first update. Later updates differ by design: TRL
+    """Advantages, and the gradient of the first update. Later updates differ by design: TRL
     clips one ratio per reply, we clip one per token."""
     trainer, record = sampled(base, folder, "rloo")
-    batch = our_batch(record)
-    mask, policy = batch.mask(), trainer.model
+    whole, policy = our_batch(record), trainer.model
+    before = score_tokens(policy, whole, 1.0).logprobs.detach()
+    still = sequence_rewards(rewards_of(whole), torch.zeros_like(before), whole.lengths, kl_coefficient=0.2)
+    advantages = adv.leave_one_out(still, GROUP)  # the policy is its reference, so the KL is 0
+    recorded = record["old_logps"]
+    batch = cut(record)
     logprobs = score_tokens(policy, batch, 1.0).logprobs
-    old = logprobs.detach()
-    reference = score_tokens(causal(base, moved=2), batch, 1.0).logprobs.detach()
-    plain = adv.leave_one_out(
-        sequence_rewards(rewards_of(batch), torch.zeros_like(old), batch.lengths, kl_coefficient=0.2), GROUP
-    )
-    kl_coefficient = 0.2
-    rewarded = sequence_rewards(rewards_of(batch), old - reference, batch.lengths, kl_coefficient=kl_coefficient)
-    kl = ((old - reference) * mask).sum(dim=1)
-    grouped = (rewards_of(batch) - kl_coefficient * kl).view(-1, GROUP)
-    by_hand = grouped - (grouped.sum(dim=1, keepdim=True) - grouped) / (GROUP - 1)
+    record["old_logps"] = logprobs.detach().sum(dim=1)
     weights = normalization.per_max_length(batch.lengths, batch.width, 9) * 9  # the sum over a reply's tokens
-    loss = policy_loss(logprobs, old, plain[:, None] * mask, weights, Clip(0.2, 0.2)).loss
-    theirs = trainer._compute_loss(policy, record)
+    loss = policy_loss(logprobs, logprobs.detach(), advantages[:, None] * batch.mask(), weights, Clip(0.2, 0.2)).loss
     return {
-        "advantages": (plain, record["advantages"]),  # the policy is its reference, so the KL is 0
-        "penalised": (adv.leave_one_out(rewarded, GROUP), by_hand.flatten()),
-        "old": (old.sum(dim=1), record["old_logps"]),
-        "gradient": (gradients(policy, loss), gradients(policy, theirs)),
+        "advantages": (advantages, record["advantages"]),
+        "old": (before.sum(dim=1), recorded),
+        "gradient": (gradients(policy, loss), gradients(policy, trainer._compute_loss(policy, record))),
     }
