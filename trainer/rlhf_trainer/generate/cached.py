@@ -90,7 +90,7 @@ class Decoding:
         return mask.bool()[:, None, None, :] if self._step > 0 and plain else mask
 
 
-class FilledLayer(StaticLayer):
+class FilledLayer(StaticLayer):  # type: ignore[misc]  # transformers is not typed
     """Keys and values in buffers of their final size, of which attention is given the columns filled so far."""
 
     is_compileable = False

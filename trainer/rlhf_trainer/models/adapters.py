@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -43,7 +43,11 @@ def attach(model: Any, lora: Lora, seed: int, member: int = 0) -> None:
     model.requires_grad_(False)
     transposed = any(isinstance(layers[name], Conv1D) for name in chosen)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=sorted(chosen), fan_in_fan_out=transposed
+        r=lora.rank,
+        lora_alpha=cast(Any, lora.alpha),
+        lora_dropout=0.0,
+        target_modules=sorted(chosen),
+        fan_in_fan_out=transposed,
     )
     inject_adapter_in_model(config, model.base_model, _NAME)
     for index, layer in enumerate(adapters(model)):

@@ -9,7 +9,7 @@ rounding them to bfloat16 biases entropies visibly within a few dozen steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
