@@ -50,7 +50,9 @@ def token_logprobs(
 
     states (N, H), weight (V, H), bias (V,). Results are float32, or float64 for float64 states.
     """
-    logprobs, entropy = _TokenLogProbs.apply(states, weight, bias, targets, temperature, chunk_numbers or CHUNK_NUMBERS)
+    logprobs, entropy = cast(Any, _TokenLogProbs).apply(  # torch does not annotate it
+        states, weight, bias, targets, temperature, chunk_numbers or CHUNK_NUMBERS
+    )
     return logprobs, entropy
 
 
