@@ -9,7 +9,7 @@ rounding them to bfloat16 biases entropies visibly within a few dozen steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,9 @@ def token_logprobs(
 
     states (N, H), weight (V, H), bias (V,). Results are float32, or float64 for float64 states.
     """
-    apply: Any = _TokenLogProbs.apply
-    logprobs, entropy = apply(states, weight, bias, targets, temperature, chunk_numbers or CHUNK_NUMBERS)
+    logprobs, entropy = cast(Any, _TokenLogProbs).apply(  # torch does not annotate it
+        states, weight, bias, targets, temperature, chunk_numbers or CHUNK_NUMBERS
+    )
     return logprobs, entropy
 
 
