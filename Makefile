@@ -7,7 +7,8 @@ UV_VERSION := 0.13.9
 UV := .build/uv/bin/uv
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled once, outside the tree: every test process would compile torch and transformers anew.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.build/pycache
 
 .PHONY: help env demo test check lint unit trainer cluster e2e test-long generate bench down clean
 
