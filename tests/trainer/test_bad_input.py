@@ -188,9 +188,9 @@ POLICY_DATA: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda b: b.policy(training=policy_training(max_prompt_length=1)),
         ("prompts.jsonl", "more than 1 tokens", "maxPromptLength"),
     ),
-    "no prompts field": (lambda b: b.policy(prompts=None), ("prompts", "recreate")),
+    "no prompts field": (lambda b: b.policy(prompts=None), ("spec.prompts is missing", "JSONL")),
     "no policy field": (lambda b: b.policy(policy=None), ("policy", "recreate")),
-    "no rewardModel field": (lambda b: b.policy(reward_model=None), ("rewardModel", "recreate")),
+    "no rewardModel field": (lambda b: b.policy(reward_model=None), ("spec.rewardModel is missing", "jobRef")),
 }
 
 MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
@@ -324,10 +324,6 @@ CONFIGURATION: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "greedy sampling": (
         lambda b: b.policy(training=policy_training(generation={"max_new_tokens": 6, "temperature": 0.01})),
         ("generation.temperature", "choose at least"),
-    ),
-    "overlong after the end": (
-        lambda b: b.policy(training=policy_training(overlong={"start": 6, "penalty": 1.0})),
-        ("training.overlong.start is 6", "lower start"),
     ),
     "LoRA on nothing": (
         lambda b: b.reward(training=training(lora={"target_modules": ["q_prj"]})),

@@ -88,7 +88,7 @@ def join(timeout: timedelta) -> World:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # not use_deterministic_algorithms(): that imports the compiler
     if not dist.is_initialized():
         _start_group("nccl" if device.type == "cuda" else "gloo", rank, size, timeout)
     return World(rank=rank, size=size, local_rank=local_rank, device=device)

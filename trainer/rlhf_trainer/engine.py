@@ -215,6 +215,10 @@ class Engine:
         # Stage 3 gives every group the settings of the first: vectors would suddenly decay.
         for group, settings in zip(groups, own, strict=True):
             group.update(settings)
+        # It also gives all parameters one tensor as their step count, which Adam would then raise once for each.
+        for state in getattr(self._engine.optimizer, "optimizer", self._engine.optimizer).state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
     def close(self) -> None:
         """Frees hooks and buffers; the engine cannot be used afterwards."""

@@ -91,12 +91,6 @@ def _check_policy(training: PolicyTraining, world_size: int) -> None:
             f"training.generation.temperature is {training.generation.temperature:g}: nearly greedy sampling explores "
             f"nothing and its log-probabilities are noise; choose at least {_LOWEST_TEMPERATURE}, usually 1"
         )
-    overlong = training.overlong
-    if overlong is not None and overlong.start >= training.generation.max_new_tokens:
-        raise Invalid(
-            f"training.overlong.start is {overlong.start}, responses have at most generation.maxNewTokens "
-            f"{training.generation.max_new_tokens}; choose a lower start"
-        )
 
 
 def _check_guardrails(config: AttemptConfig) -> None:

@@ -159,7 +159,7 @@ def _check_files(config: AttemptConfig) -> None:
 
 
 def _check_sides(path: str, rows: str, train: int, least: int, holdout: int) -> None:
-    if train < least and holdout:
+    if 0 < train < least and holdout:
         raise Invalid(
             f"{path}: {train} {rows} to train on are fewer than training.promptsPerStep {least}; "
             "lower it or give more rows"
