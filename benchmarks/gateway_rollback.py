@@ -9,6 +9,12 @@ From the loss of the canary's endpoint, on a real etcd and kube-apiserver, with 
 shipped: an EndpointSlice says that the endpoint is gone, the operator writes weight 0, the gateway takes it up. The
 canary goes on answering meanwhile, else the gateway would turn to stable by itself and hide how long the route takes.
 
+From a verdict, in the same place: the canary breaks its streamed answers off, the gateway counts the conversations that
+this happens to, the operator pulls the counts at its interval, and the pull that makes the availability guardrail fail
+is the moment of the verdict: when the gateway had that answer ready to send. Which one it was follows from the number
+of conversations that the operator wrote down with the verdict. Each run is a new candidate. The time from the first
+broken answer that a user got contains the wait for enough evidence and for the next pull.
+
 From the write of weight 0 alone: a fake API server delivers the watch event, so that etcd and kube-apiserver are not
 part of the figure. Each run raises the weight to 50 %, waits until the canary answers, and writes 0.
 """
@@ -28,17 +34,20 @@ from dataclasses import dataclass
 import aiohttp
 
 from benchmarks.harness.operator import bench
-from benchmarks.harness.rollout import WEIGHT, Rollout, rollout
+from benchmarks.harness.rollout import WEIGHT, Rollout, ask, rollout
+from benchmarks.harness.verdict import BREAK_AFTER, Trials, Users, Verdict
 from benchmarks.report import Report
 from rlhf_gateway.__main__ import run
 from rlhf_gateway.kube import ApiServer
 from rlhf_gateway.settings import Settings
 from rlhf_gateway.traffic import Plan, Traffic
-from rlhf_gateway.wire import ADMIN_PORT, ARM_HEADER, GatewayConfig
+from rlhf_gateway.wire import ADMIN_PORT, GatewayConfig
+from rlhf_operator.kinds.policy_rollout.route import TRIAL_SECONDS
 from tests.unit.gateway_world import FakeApi, FakePolicy, eventually, serving, talks_on
 
 RUNS = 50
 WARM_UP_RUNS = 5
+VERDICT_WARM_UP_RUNS = 2
 BACKGROUND_RATE = 50.0
 POLICY_SECONDS = 0.005
 TRAFFIC, ADMIN, METRICS = 18000, 10000 + ADMIN_PORT, 19090
@@ -76,14 +85,6 @@ class Scene:
 
     async def arm(self, talk: str) -> str:
         return await ask(self.client, self.url, talk)
-
-
-async def ask(client: aiohttp.ClientSession, url: str, talk: str) -> str:
-    """Who answers."""
-    body = {"model": "desk", "prompt": "hello"}
-    async with client.post(f"{url}/v1/completions", json=body, headers={"X-Conversation-Id": talk}) as response:
-        await response.read()
-        return response.headers.get(ARM_HEADER, "none")
 
 
 @asynccontextmanager
@@ -157,18 +158,11 @@ async def lose_endpoint(one: Rollout, talk: str) -> Loss:
     await one.endpoint(one.canary, ready=True)
     await one.weight(WEIGHT)
     async with asyncio.timeout(10):
-        while await ask(one.client, one.url, talk) != "canary":
-            pass
+        await one.first_by("canary", talk)
     lost = await one.endpoint(one.canary, ready=False)
-    asking = asyncio.create_task(_first_by_stable(one, talk))
+    asking = asyncio.create_task(one.first_by("stable", talk))
     written = await one.weight(0.0)
     return Loss(max(0.0, written - lost), await asking - lost)
-
-
-async def _first_by_stable(one: Rollout, talk: str) -> float:
-    while await ask(one.client, one.url, talk) != "stable":
-        pass
-    return time.monotonic()
 
 
 async def losses() -> list[Loss]:
@@ -186,6 +180,23 @@ async def losses() -> list[Loss]:
         return found[WARM_UP_RUNS:]
 
 
+async def verdicts() -> tuple[list[Verdict], float]:
+    """And the mean seconds between two pulls."""
+    async with bench() as made, rollout(made, POLICY_SECONDS) as one:
+        one.candidates.break_after = BREAK_AFTER
+        users = Users()
+        plan = Plan(one.url, ("hello",), BACKGROUND_RATE, 100_000, 900.0, model="desk", stream=True)
+        background = Traffic(plan, users)
+        sending = asyncio.create_task(background.run())
+        trials = Trials(one, users)
+        found = [await trials.condemn(number) for number in range(RUNS + VERDICT_WARM_UP_RUNS)]
+        background.stop()
+        await sending
+        if users.failed:
+            raise RuntimeError(f"{len(users.failed)} requests failed without the canary: {users.failed[0]}")
+        return found[VERDICT_WARM_UP_RUNS:], statistics.mean(trials.gaps)
+
+
 async def _talk_on_canary(one: Rollout) -> str:
     """A conversation that the operator's salt sends to the canary."""
     for number in range(100):
@@ -201,22 +212,40 @@ def _add(report: Report, what: str, seconds: list[float]) -> None:
     report.add(f"{what}, p99", times[int(0.99 * len(times))], "ms", samples=len(times), spread=spread)
 
 
+def _counts(report: Report, what: str, counts: list[int]) -> None:
+    spread = f"{min(counts)} to {max(counts)}"
+    report.add(f"{what}, p50", statistics.median(counts), "per run", samples=len(counts), spread=spread)
+
+
 def main() -> None:
     if len(sys.argv) > 1:
         asyncio.run(gateway(sys.argv[1]))
         return
     lost = asyncio.run(losses())
+    judged, gap = asyncio.run(verdicts())
     runs = asyncio.run(measure())
     report = Report("gateway_rollback", "Rollback: until users are answered by stable alone", PACKAGES)
     _add(report, "endpoint loss to weight 0 written", [one.written for one in lost])
     _add(report, "endpoint loss to first answer by stable", [one.answered for one in lost])
+    _add(report, "verdict to weight 0 written", [one.written for one in judged])
+    _add(report, "verdict to first answer by stable", [one.answered for one in judged])
+    _add(report, "first broken answer of a user to weight 0 written", [one.harmed for one in judged])
+    _counts(report, "broken answers that users got of a candidate", [one.broken for one in judged])
+    _counts(report, "candidate conversations in the evidence of the verdict", [one.conversations for one in judged])
     _add(report, "write of weight 0 to first answer by stable", [one.seconds for one in runs])
     late = sum(one.late for one in runs)
     report.add("canary answers to questions asked after the write", late / len(runs), "per run", samples=len(runs))
     report.note(
         f"One pod, loopback, {BACKGROUND_RATE:.0f} other requests per second, policies that answer in "
         f"{POLICY_SECONDS * 1000:.0f} ms. The answer's own time is part of the figure; etcd and kube-apiserver "
-        "are part of the first four figures alone. With 50 runs the p99 is the worst one."
+        "are part of all figures but those from a write. With 50 runs the p99 is the worst one."
+    )
+    report.note(
+        f"A verdict is the moment at which the gateway answered the pull of evidence that makes a guardrail fail. The "
+        f"operator pulls every {TRIAL_SECONDS:g} s ± 10 % while a candidate is tried (here every {gap:.2f} s on "
+        f"average), as shipped; the time from the first broken answer includes that wait, and that for enough "
+        f"conversations. Half of the conversations go to the candidate, which breaks every streamed answer off; "
+        f"guardrail availability, margin 0.05, alpha 0.01."
     )
     report.note(f"Load average of the machine meanwhile: {os.getloadavg()[0]:.1f}.")
     report.write()

@@ -19,6 +19,8 @@ from pathlib import Path
 import aiohttp
 import yaml
 
+from rlhf_operator import app
+from rlhf_operator.__main__ import main as serve
 from rlhf_operator.kinds.base import Resource
 from rlhf_operator.kube.api import Api, path_of
 from rlhf_operator.obs.metrics import Metrics
@@ -49,8 +51,12 @@ class Operator:
         self._command += ["--kubeconfig", str(kubeconfig)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stdout=self._log, stderr=self._log)
+    def start(self, token: Path | None = None) -> None:
+        """`token`: a file with what gateways are shown, which the kubelet would mount where the operator looks."""
+        command = self._command
+        if token is not None:
+            command = [sys.executable, "-m", __name__, str(token), *command[command.index("--config") :]]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=self._log, stderr=self._log)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -175,3 +181,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _main(token: str, *arguments: str) -> int:
+    """The operator's process, with its token for gateways in another place."""
+    app.TOKEN_PATH = token  # type: ignore[attr-defined]
+    return serve(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

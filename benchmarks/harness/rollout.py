@@ -1,47 +1,48 @@
 """A rollout on a real etcd and kube-apiserver: the operator and the gateway as they are shipped, as processes.
 
-There are no controllers: whoever uses this says which endpoints a revision has. The gateway reads its configuration as
-its own ServiceAccount under the Role that the operator made for it. It is told the addresses of the policies, which a
-cluster's DNS would tell it; `python -m benchmarks.harness.rollout` is that process.
+There are no controllers: whoever uses this says which endpoints a revision has. One fake policy answers as stable, the
+other as every candidate.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
 
+from benchmarks.harness.gateway import Pod, gateway, operator_token
 from benchmarks.harness.operator import NAMESPACE, Bench, until
-from rlhf_gateway.__main__ import run
-from rlhf_gateway.kube import ApiServer
-from rlhf_gateway.settings import Settings
-from rlhf_gateway.wire import CONFIG_KEY, SERVE_PORT
+from rlhf_gateway.wire import ARM_HEADER, CONFIG_KEY, SERVE_PORT, GatewayConfig
 from rlhf_operator.engine.reconciler import primary_resource
 from rlhf_operator.kinds import policy_rollout
 from rlhf_operator.kinds.base import CONFIG_MAP, ENDPOINT_SLICE, SERVICE
 from rlhf_operator.kinds.policy_rollout.observe import SERVICE_NAME, gateway_name
 from rlhf_operator.kube.api import path_of
-from sandbox.control_plane import ControlPlane
 from tests.unit.gateway_world import FakePolicy, serving
 
 ROLLOUTS = primary_resource(policy_rollout.SPEC)
 NAME, WEIGHT = "desk", 50.0
 STABLE, CANARY = (f"sha256:{letter * 64}" for letter in "ab")
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
-TRAFFIC, ADMIN, METRICS = 18000, 18001, 19090
-_TOKEN, _AUTHORITY = "gateway-token", "gateway-ca.crt"
 Dict = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the operator wrote, and when our watch showed it (monotonic)."""
+
+    at: float
+    config: GatewayConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.canary_weight_percent
 
 
 @dataclass
@@ -50,23 +51,59 @@ class Rollout:
 
     bench: Bench
     client: aiohttp.ClientSession
+    pod: Pod  # of the gateway
     stable: str  # revisions
     canary: str
-    weights: asyncio.Queue[tuple[float, float]]  # when our watch showed which weight
-    url: str = f"http://127.0.0.1:{TRAFFIC}"
+    candidates: FakePolicy  # answers for all of them
+    routes: asyncio.Queue[Route]
+
+    @property
+    def url(self) -> str:
+        return self.pod.url
 
     async def endpoint(self, revision: str, ready: bool) -> float:
         """As the EndpointSlice controller says it; the moment of the API server's answer."""
         patch = {"endpoints": [_endpoint(ready)]}
-        await self.bench.api.merge(ENDPOINT_SLICE, NAMESPACE, f"{revision}-slice", patch)
+        await self.bench.api.merge(ENDPOINT_SLICE, NAMESPACE, _slice_name(revision), patch)
         return time.monotonic()
+
+    async def propose(self, digest: str) -> str:
+        """The spec names another policy: its revision, once the operator has made its Service and knows an endpoint."""
+        await self.bench.api.merge(ROLLOUTS, NAMESPACE, NAME, {"spec": {"policy": _policy(digest)}})
+        return await _served(self.bench, digest)
+
+    async def forget(self, revision: str) -> None:
+        """Its endpoints go, as when its Service is deleted."""
+        await self.bench.api.delete(ENDPOINT_SLICE, NAMESPACE, _slice_name(revision))
+
+    async def status(self) -> Dict:
+        live = await self.bench.api.get(ROLLOUTS, NAMESPACE, NAME) or {}
+        return dict(live.get("status", {}))
+
+    async def route(self, weight: float) -> Route:
+        """The operator's next write of this weight."""
+        while True:
+            found = await self.routes.get()
+            if found.weight == weight:
+                return found
 
     async def weight(self, wanted: float) -> float:
         """When our watch showed the operator's write of this weight."""
-        while True:
-            at, weight = await self.weights.get()
-            if weight == wanted:
-                return at
+        return (await self.route(wanted)).at
+
+    async def first_by(self, arm: str, talk: str) -> float:
+        """When a conversation, asking in a closed loop, first has an answer of this arm."""
+        while await ask(self.client, self.url, talk) != arm:
+            pass
+        return time.monotonic()
+
+
+async def ask(client: aiohttp.ClientSession, url: str, talk: str) -> str:
+    """Who answers."""
+    body = {"model": "desk", "prompt": "hello"}
+    async with client.post(f"{url}/v1/completions", json=body, headers={"X-Conversation-Id": talk}) as response:
+        await response.read()
+        return response.headers.get(ARM_HEADER, "none")
 
 
 def _endpoint(ready: bool) -> Dict:
@@ -76,21 +113,21 @@ def _endpoint(ready: bool) -> Dict:
 @contextlib.asynccontextmanager
 async def rollout(bench: Bench, policy_seconds: float) -> AsyncIterator[Rollout]:
     """With the canary in its first stage, and the gateway sending to both."""
-    bench.operator.start()
+    bench.operator.start(operator_token(bench.plane))
     await until(bench.leads)
     await bench.api.create(ROLLOUTS, _manifest())
     stable = await _served(bench, STABLE)
     await bench.api.merge(ROLLOUTS, NAMESPACE, NAME, {"spec": {"policy": _policy(CANARY)}})
     canary = await _served(bench, CANARY)
-    policies = [FakePolicy(name, delay=policy_seconds) for name in (stable, canary)]
+    policies = [FakePolicy(name, delay=policy_seconds) for name in ("stable", "canary")]
     async with contextlib.AsyncExitStack() as stack:
         for policy, address in zip(policies, ADDRESSES, strict=True):
             await stack.enter_async_context(serving(policy.application(), SERVE_PORT, address))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        hosts = {f"{n}.{NAMESPACE}.svc": a for n, a in zip((stable, canary), ADDRESSES, strict=True)}
-        await stack.enter_async_context(_gateway(bench, hosts, client))
-        made = Rollout(bench, client, stable, canary, asyncio.Queue())
-        watching = asyncio.create_task(_watch_weights(made))
+        hosts = {f"{stable}.{NAMESPACE}.svc": ADDRESSES[0], f".{NAMESPACE}.svc": ADDRESSES[1]}
+        pod = await stack.enter_async_context(gateway(bench, NAME, hosts, client))
+        made = Rollout(bench, client, pod, stable, canary, policies[1], asyncio.Queue())
+        watching = asyncio.create_task(_watch_routes(made))
         try:
             await made.weight(WEIGHT)
             yield made
@@ -100,7 +137,7 @@ async def rollout(bench: Bench, policy_seconds: float) -> AsyncIterator[Rollout]
 
 
 def _policy(digest: str) -> Dict:
-    return {"uri": f"pvc://models/{digest[7:9]}", "digest": digest}
+    return {"uri": f"pvc://models/{digest[7:17]}", "digest": digest}
 
 
 def _manifest() -> Dict:
@@ -135,57 +172,24 @@ async def _served(bench: Bench, digest: str) -> str:
     return str(found["metadata"]["name"])
 
 
+def _slice_name(revision: str) -> str:
+    return f"{revision}-slice"
+
+
 def _slice(service: Dict) -> Dict:
     """With the labels of its Service, as the EndpointSlice controller copies them."""
     labels = {**service["labels"], SERVICE_NAME: service["name"]}
     return {
         "apiVersion": ENDPOINT_SLICE.api_version,
         "kind": ENDPOINT_SLICE.kind,
-        "metadata": {"name": f"{service['name']}-slice", "namespace": NAMESPACE, "labels": labels},
+        "metadata": {"name": _slice_name(service["name"]), "namespace": NAMESPACE, "labels": labels},
         "addressType": "IPv4",
         "endpoints": [_endpoint(True)],
         "ports": [{"name": "http", "port": SERVE_PORT, "protocol": "TCP"}],
     }
 
 
-def _credentials(plane: ControlPlane, folder: Path) -> None:
-    """Token and certificate, as the kubelet projects them for the gateway's ServiceAccount."""
-    token = plane.kubectl("--namespace", NAMESPACE, "create", "token", gateway_name(NAME)).stdout
-    (folder / _TOKEN).write_text(token)
-    cluster = yaml.safe_load(plane.kubeconfig.read_text())["clusters"][0]["cluster"]
-    data = cluster.get("certificate-authority-data")
-    found = base64.b64decode(data) if data else Path(cluster["certificate-authority"]).read_bytes()
-    (folder / _AUTHORITY).write_bytes(found)
-
-
-@contextlib.asynccontextmanager
-async def _gateway(bench: Bench, hosts: Mapping[str, str], client: aiohttp.ClientSession) -> AsyncIterator[None]:
-    folder = bench.plane.folder
-    _credentials(bench.plane, folder)
-    told = {"server": bench.api.server, "folder": str(folder), "hosts": dict(hosts)}
-    log = (folder / "gateway.log").open("wb")
-    arguments = ("-m", "benchmarks.harness.rollout", json.dumps(told))
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=log, stderr=log)
-
-    async def ready() -> bool:
-        with contextlib.suppress(aiohttp.ClientError):
-            async with client.get(f"http://127.0.0.1:{ADMIN}/readyz") as answer:
-                return answer.status == 200
-        if process.returncode is not None:
-            raise RuntimeError(f"the gateway ended: {(folder / 'gateway.log').read_text()[-2000:]}")
-        return False
-
-    try:
-        await until(ready, seconds=60)
-        yield
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-        log.close()
-
-
-async def _watch_weights(made: Rollout) -> None:
+async def _watch_routes(made: Rollout) -> None:
     bench, name = made.bench, gateway_name(NAME)
     url = f"{bench.api.server}{path_of(CONFIG_MAP, NAMESPACE)}"
     query = {"watch": "true", "fieldSelector": f"metadata.name={name}"}
@@ -194,27 +198,5 @@ async def _watch_weights(made: Rollout) -> None:
     async with bench.http.get(url, params=query, headers=headers, ssl=bench.api.tls, timeout=timeout) as stream:
         async for line in stream.content:
             now = time.monotonic()
-            config = json.loads(json.loads(line)["object"]["data"][CONFIG_KEY])
-            made.weights.put_nowait((now, float(config["canaryWeightPercent"])))
-
-
-def main(told: Dict) -> None:
-    """The gateway's process."""
-    hosts, resolve = told["hosts"], socket.getaddrinfo
-
-    def known(host: Any, *arguments: Any, **named: Any) -> Any:
-        return resolve(hosts.get(host, host), *arguments, **named)
-
-    socket.getaddrinfo = known
-    folder = Path(told["folder"])
-    api = ApiServer(told["server"], folder / _TOKEN, folder / _AUTHORITY)
-    settings = Settings(
-        rollout=NAME, namespace=NAMESPACE, config_map=gateway_name(NAME), api=api, host="127.0.0.1",
-        traffic_port=TRAFFIC, admin_port=ADMIN, metrics_port=METRICS,
-        drain_accept_seconds=0.0, drain_evidence_seconds=0.0,
-    )  # fmt: skip
-    asyncio.run(run(settings))
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+            config = GatewayConfig.model_validate_json(json.loads(line)["object"]["data"][CONFIG_KEY])
+            made.routes.put_nowait(Route(now, config))
