@@ -79,12 +79,9 @@ def reward_losses(base: Path, folder: Path, centering: float, margin: list[float
         rows = [{**row, "margin": each} for row, each in zip(rows, margin, strict=True)]
     theirs = trainer.compute_loss(model, trainer.data_collator(rows))
     ids, lengths = to_batch([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], 0)
-    a, b = RewardMember(model)(ids, lengths).chunk(2)
-    shift = torch.tensor(margin) if margin is not None else torch.zeros(len(rows))
-    ours = preference_loss(a - shift, b, torch.ones(len(rows)))
-    ours = ours + centering * (a + b).square().mean()
-    if margin is None:
-        ours = preference_loss(a, b, torch.ones(len(rows)), centering)
+    a, b = RewardMember(model)(ids, lengths)[:, 0].chunk(2)
+    asked = torch.tensor(margin) if margin is not None else None
+    ours = preference_loss(a, b, torch.ones(len(rows)), centering, asked)
     return (ours.detach(), gradients(model, ours)), (theirs.detach(), gradients(model, theirs))
 
 
