@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_trainer.desk import datasets
+from rlhf_trainer.desk.__main__ import main
 from rlhf_trainer.desk.answers import count_answers, summary
 
 
@@ -47,3 +48,13 @@ def test_nobody_is_asked_to_score_an_answer_that_says_nothing(monkeypatch: pytes
     rows = datasets.score_rows(random.Random(0), (None, None), count=20, sample_seed=0)
     assert len(rows) == 20
     assert all(row["response"] for row in rows)
+
+
+def test_the_command_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pod's log mixes both streams line by line: what is one line stays whole."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"arm": "stable", "revision": "r1", "status": 200, "text": "glad to help"}) + "\n")
+    assert main(["judge-answers", "--answers", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert json.loads(printed)["requests"] == 1

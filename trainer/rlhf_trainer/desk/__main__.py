@@ -1,4 +1,6 @@
-"""``python -m rlhf_trainer.desk generate --out DIR``, ``… annotate --pairs FILE --out FILE``,
+"""Results are one JSON object on one line, which a pod's log cannot tear apart by what stderr says meanwhile.
+
+``python -m rlhf_trainer.desk generate --out DIR``, ``… annotate --pairs FILE --out FILE``,
 ``… judge --policy PATH --against PATH`` and ``… judge-answers --answers FILE``."""
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     digests = generate(arguments.out, arguments.seed, say=say)
     say(f"wrote {len(digests)} data sets and models to {arguments.out}")
-    print(json.dumps(digests, indent=2, sort_keys=True))
+    print(json.dumps(digests, sort_keys=True))
     return 0
 
 
@@ -53,7 +55,7 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
 def _judge_answers(arguments: argparse.Namespace) -> int:
     try:
-        print(json.dumps(summary(count_answers(arguments.answers)), indent=2))
+        print(json.dumps(summary(count_answers(arguments.answers))))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -66,7 +68,7 @@ def _judge(arguments: argparse.Namespace) -> int:
             print(f"{folder} is not a model folder (no config.json); give the artifact's folder", file=sys.stderr)
             return 2
     report = judge(arguments.policy, arguments.against, samples=arguments.samples, seed=arguments.seed)
-    print(json.dumps(report.as_dict(), indent=2))
+    print(json.dumps(report.as_dict()))
     return 0
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RowError, DataError, FormatError, OSError) as error:
         print(f"safety: {error}", file=sys.stderr)
         return int(ExitCode.INVALID)
-    print(json.dumps(report, indent=2))
+    print(json.dumps(report))
     return int(ExitCode.SUCCESS)
 
 
