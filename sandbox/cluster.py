@@ -138,6 +138,10 @@ class Cluster:
         namespace, claim = volumes.parse(name)
         folder = volumes.host_folder(self.places.volumes, namespace, claim)
         volumes.make_folder(folder)
+        # A volume that remembers a deleted claim binds no other; what is in its folder stays.
+        known = volumes.volume_name(namespace, claim)
+        if self.kubectl("get", "pv", known, "--ignore-not-found", "-o", "jsonpath={.status.phase}") == "Released":
+            self.kubectl("delete", "pv", known)
         self.kubectl("apply", "-f", "-", input=volumes.manifest(namespace, claim, folder))
         bound = "--for=jsonpath={.status.phase}=Bound"
         self.kubectl("--namespace", namespace, "wait", bound, "--timeout=30s", f"persistentvolumeclaim/{claim}")

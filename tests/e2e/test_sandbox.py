@@ -97,6 +97,15 @@ def test_two_pods_share_a_volume_which_the_host_sees(cluster: Cluster, namespace
     assert cluster.volume(f"{namespace}/shared") == folder  # asking again changes nothing
 
 
+def test_a_volume_outlives_its_claim(cluster: Cluster, namespace: str) -> None:
+    folder = cluster.volume(f"{namespace}/kept")
+    (folder / "file").write_text("still here")
+    cluster.kubectl("--namespace", namespace, "delete", "persistentvolumeclaim", "kept")
+    cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Released", "pv", f"{namespace}-kept", "--timeout=60s")
+    assert cluster.volume(f"{namespace}/kept") == folder
+    assert (folder / "file").read_text() == "still here"
+
+
 def test_a_service_is_reached_by_name_from_a_pod_and_by_address_from_the_host(cluster: Cluster, namespace: str) -> None:
     server = pod("web", "python3", "-m", "http.server", "8000", "--directory", "/usr/share")
     server["spec"]["containers"][0]["readinessProbe"] = {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1}
