@@ -101,7 +101,7 @@ def test_a_volume_outlives_its_claim(cluster: Cluster, namespace: str) -> None:
     folder = cluster.volume(f"{namespace}/kept")
     (folder / "file").write_text("still here")
     cluster.kubectl("--namespace", namespace, "delete", "persistentvolumeclaim", "kept")
-    cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Released", "pv", f"{namespace}-kept", "--timeout=60s")
+    cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Released", "pv", f"{namespace}.kept", "--timeout=60s")
     assert cluster.volume(f"{namespace}/kept") == folder
     assert (folder / "file").read_text() == "still here"
 
