@@ -66,7 +66,9 @@ def finish(view: View, play: Play, on_sandbox: bool) -> None:
     for path in charts.draw_all(play.story, OUT / "charts"):
         view.say(f"chart: {path.relative_to(setup.ROOT)}")
     view.say("the cluster is still up; explore it:")
-    prefix = f"{Path(sys.executable).relative_to(setup.ROOT)} -m sandbox kubectl" if on_sandbox else "kubectl"
+    python = Path(sys.executable)
+    shown = python.relative_to(setup.ROOT) if python.is_relative_to(setup.ROOT) else python
+    prefix = f"{shown} -m sandbox kubectl" if on_sandbox else "kubectl"
     for line in ("get rlhf", "describe policyrollout desk", "get events --sort-by=.lastTimestamp"):
         view.command(f"{prefix} -n {play.cluster.namespace} {line}")
     view.say("remove it with: make down" if on_sandbox else f"remove it with: kubectl delete ns {setup.NAMESPACE}")
