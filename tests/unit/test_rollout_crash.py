@@ -270,6 +270,18 @@ def test_the_plan_is_total_on_damaged_objects(data: st.DataObject) -> None:
         assert set(plan.status) >= {"phase"}
 
 
+@pytest.mark.parametrize("addresses", [True, 7, "10.0.0.1", None, {}])
+def test_addresses_that_are_no_list_stop_nothing(addresses: Any) -> None:
+    """Found by the test above, once in many runs."""
+    world = World(stages=SHORT, guardrails=WIDE).serving()
+    world.spec(policy=source(B))
+    world.settle()
+    for child in world.children.values():
+        for endpoint in child.get("endpoints", ()):
+            endpoint["addresses"] = addresses
+    assert set(SPEC.plan(world.observed()).status) >= {"phase"}
+
+
 def _damage(data: st.DataObject, target: Any) -> None:
     """Replaces one value somewhere below metadata, spec, data or status."""
     for _ in range(6):

@@ -142,7 +142,7 @@ class View:
         """Endpoints of a revision's Service that take traffic."""
         slices = (s for s in self.children(ENDPOINT_SLICE.kind) if label_of(s, SERVICE_NAME) == revision)
         return sum(
-            len(endpoint.get("addresses") or ("",))
+            _addresses(endpoint)
             for found in slices
             for endpoint in mappings(found, "endpoints")
             if mapping(endpoint, "conditions").get("ready") is not False
@@ -190,3 +190,9 @@ def _parsed(model: type[_Wire], pulled: Pulled | None) -> _Wire | None:
         return model.model_validate(pulled.body)
     except ValidationError:
         return None
+
+
+def _addresses(endpoint: Object) -> int:
+    """How many; an endpoint that names none is still one."""
+    addresses = endpoint.get("addresses")
+    return len(addresses) if isinstance(addresses, list) and addresses else 1
