@@ -9,6 +9,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 # Compiled once, outside the tree: every test process would compile torch and transformers anew.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.build/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo test check lint unit trainer cluster e2e test-long generate bench down clean
 

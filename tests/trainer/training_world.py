@@ -24,6 +24,7 @@ from rlhf_trainer.digests import dataset_digest, folder_digest
 from rlhf_trainer.ranks import FOLDER_VARIABLE, RankState, read_states
 from rlhf_trainer.wire import AttemptConfig, Located, Result, digest_of
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = tuple(VALENCE)
 LAUNCH_SECONDS = 900.0  # on a crowded machine; tests wait for conditions, not for this
 
@@ -215,7 +216,7 @@ def run_ranks(script: str, ranks: int, folder: Path, *arguments: str) -> subproc
     path.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(path), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", FOLDER_VARIABLE: str(folder)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), FOLDER_VARIABLE: str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
 
 
