@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 BIN = Path(PYTHON).parent
+WORKERS = str(min(4, len(os.sched_getaffinity(0))))  # many tests start several ranks of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ TIERS: dict[str, tuple[Step, ...]] = {
     "lint": LINT,
     "unit": UNIT,
     "check": LINT + UNIT,
-    "trainer": (Step("trainer", "real DeepSpeed on CPU", pytest("tests/trainer")),),
+    # Whole files to each process: what a file's tests share is made once.
+    "trainer": (
+        Step("trainer", "real DeepSpeed on CPU", pytest("-n", WORKERS, "--dist", "loadfile", "tests/trainer")),
+    ),
     "cluster": (Step("cluster", "real etcd and kube-apiserver", pytest("tests/cluster")),),
     "e2e": (Step("e2e", "real Kubernetes in the sandbox", pytest("tests/e2e")),),
     "long": tuple(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -17,6 +18,7 @@ from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.prompts import every_prompt
 from rlhf_trainer.loops.rollout import Experience
 from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, save_reward_model
+from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import AttemptConfig, Located, digest_of
 from tests.trainer.training_world import TinyWorld, run_ranks, write_rows
 
@@ -50,6 +52,9 @@ for argument in sys.argv[1:]:
         Path(path).with_suffix(".result").write_text(result.to_json())
 leave()
 """
+
+# A filter that finds a violation in every reply fails any gate; its verdict is another test's matter.
+NO_GATE = Evaluation(min_win_rate=0.0, max_violation_rate=1.0, samples=16)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,12 @@ def make_policy_world(folder: Path, tiny: TinyWorld) -> PolicyWorld:
         save_reward_model(target, ensemble, ensemble.state_dict(), encoder, RewardCalibration(1.0, (0.0, 0.0), 0.1))
     rows = [{"prompt": prompt.text} for prompt in every_prompt()[::37]]
     return PolicyWorld(tiny.base, folder / "reward", folder / "audit", write_rows(folder / "prompts.jsonl", rows))
+
+
+def strict_filter(path: Path) -> Path:
+    """A filter that finds a violation in every reply."""
+    path.write_text(LinearFilter(np.zeros(16, dtype=np.float32), bias=1.0, threshold=0.0).to_json())
+    return path
 
 
 def experience_of(responses: Sequence[Sequence[int]], scores: Sequence[float], **given: Any) -> Experience:

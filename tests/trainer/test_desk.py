@@ -159,3 +159,16 @@ def test_a_seed_gives_one_world_with_separate_lineages(tmp_path: Path) -> None:
     assert not raters["careful"] & raters["audit"]
     assert not raters["careful"] & raters["careless"]
     assert not set(prompts["careful"]) & set(prompts["audit"])
+
+
+def test_a_world_that_is_there_is_kept_and_a_damaged_one_made_anew(tmp_path: Path) -> None:
+    first = generate(tmp_path, seed=1, sizes=TINY)
+    letters = tmp_path / "feedback" / "careful.jsonl"
+    written = letters.stat().st_mtime_ns
+    assert generate(tmp_path, seed=1, sizes=TINY) == first
+    assert letters.stat().st_mtime_ns == written
+    whole = letters.read_text()
+    letters.write_text("\n".join(whole.splitlines()[1:]))
+    assert generate(tmp_path, seed=1, sizes=TINY) == first
+    assert letters.read_text() == whole
+    assert generate(tmp_path, seed=2, sizes=TINY) != first

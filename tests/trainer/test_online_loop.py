@@ -5,31 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf_trainer.config import Checkpoints, Evaluation
-from rlhf_trainer.safety.scorer import LinearFilter
+from rlhf_trainer.config import Checkpoints
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
-from tests.trainer.ppo_world import PolicyWorld, history, make_policy_world, run_attempts, training_of, weights
+from tests.trainer.algorithms import LENGTH, ONLINE, SAFETY
+from tests.trainer.ppo_world import (
+    NO_GATE,
+    PolicyWorld,
+    history,
+    make_policy_world,
+    run_attempts,
+    strict_filter,
+    training_of,
+    weights,
+)
 from tests.trainer.training_world import TinyWorld
 
 SMALL: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 2}
-LOSS = {"placement": "loss", "estimator": "k3", "coefficient": 0.1, "target": 0.5, "horizon": 50}
-LENGTH = {"cost": "length", "limit": 3.0, "window": 16, "learning_rate": 0.05}
-SAFETY = {"cost": "safety", "limit": 0.0, "initial_multiplier": 0.9, "max_multiplier": 1.0}
-
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ppo": {"algorithm": "PPO", "ppo": {"critic": "separate", "critic_warmup_steps": 1, "mini_batches": 2}},
-    "grpo": {"algorithm": "GRPO", "kl": LOSS, "loss_normalization": "sequence"},
-    "rloo": {"algorithm": "RLOO", "constraints": [LENGTH, SAFETY], "loss_normalization": "maxLength"},
-    "reinforce": {"algorithm": "ReinforcePlusPlus", "ppo": {"gamma": 0.9, "mini_batches": 2}},
-    "best-of-n": {"algorithm": "BestOfN", "ppo": {"mini_batches": 2}},
-}
 # Ranks by rows per backward pass, against one rank and passes of four rows.
-SPLITS = [("ppo", "1-by-1"), ("grpo", "1-by-1"), *((name, "2-by-2") for name in ALGORITHMS)]
+SPLITS = [("ppo", "1-by-1"), ("grpo", "1-by-1"), *((name, "2-by-2") for name in ONLINE)]
 ONE_PASS = {"epochs": 1, "mini_batches": 1}
 
 
@@ -40,10 +37,7 @@ def world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Po
 
 @pytest.fixture(scope="module")
 def filter_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A filter that finds a violation in every reply."""
-    path = tmp_path_factory.mktemp("filter") / "filter.json"
-    path.write_text(LinearFilter(np.zeros(16, dtype=np.float32), bias=1.0, threshold=0.0).to_json())
-    return path
+    return strict_filter(tmp_path_factory.mktemp("filter") / "filter.json")
 
 
 class Runs:
@@ -64,8 +58,7 @@ class Runs:
             training=training_of(**SMALL, **changes),
             attempt=attempt,
             checkpoints=Checkpoints(every_steps=2, keep_last=1),
-            # The filter finds a violation in every reply; its verdict is another test's matter.
-            evaluation=Evaluation(min_win_rate=0.0, max_violation_rate=1.0, samples=16),
+            evaluation=NO_GATE,
             **filtered,
         )
 
@@ -81,7 +74,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(world: PolicyWorld, filter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(world, tmp_path_factory.mktemp("online"), filter_path)
-    for name, algorithm in ALGORITHMS.items():
+    for name, algorithm in ONLINE.items():
         runs.plan(f"{name}-whole", steps=4, **algorithm)
         runs.plan(f"{name}-stopped", steps=4, output=f"{name}-halves", **algorithm)
         runs.plan(f"{name}-resumed", steps=4, output=f"{name}-halves", attempt=2, **algorithm)
@@ -99,11 +92,11 @@ def runs(world: PolicyWorld, filter_path: Path, tmp_path_factory: pytest.TempPat
     runs.plan("stopping", steps=2, world_size=2, ppo={**eager, "target_kl": 1e-12})
     runs.plan("odd", micro_batch_size=3)
     runs.plan("unfiltered", constraints=[SAFETY], filtered=False)
-    runs.run({f"{name}-stopped": 2 for name in ALGORITHMS})
+    runs.run({f"{name}-stopped": 2 for name in ONLINE})
     return runs
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ONLINE)
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs: Runs, name: str) -> None:
     whole, stopped, resumed = (f"{name}-{part}" for part in ("whole", "stopped", "resumed"))
     assert runs.results[stopped]["failureClass"] == FailureClass.PREEMPTED, runs.results[stopped]
@@ -127,7 +120,7 @@ def test_a_step_does_not_depend_on_how_its_batch_is_split(runs: Runs, name: str,
         torch.testing.assert_close(tensor, expected[key], atol=1e-5, rtol=0, msg=f"{name}: {key}")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ONLINE)
 def test_the_first_mini_batch_is_on_policy_and_at_the_reference(runs: Runs, name: str) -> None:
     first = runs.first_step(f"{name}-1-by-4")
     assert (first["clipFraction"], first["kl"]) == (0.0, 0.0)
@@ -136,7 +129,7 @@ def test_the_first_mini_batch_is_on_policy_and_at_the_reference(runs: Runs, name
     assert first["importanceRatioP95"] == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ONLINE)
 def test_every_algorithm_moves_the_policy(runs: Runs, name: str, world: PolicyWorld) -> None:
     """Negative control of the comparisons above."""
     base = load_file(world.base / "model.safetensors")

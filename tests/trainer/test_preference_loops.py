@@ -15,16 +15,11 @@ from safetensors.torch import load_file
 
 from rlhf_trainer.config import Evaluation, GuardrailAction, GuardrailMetric, Opponent, TrainingGuardrail
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
+from tests.trainer.algorithms import OFFLINE
 from tests.trainer.offline_world import OfflineWorld, make_offline_world, training_of
 from tests.trainer.ppo_world import run_attempts, weights
 from tests.trainer.training_world import TinyWorld
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "DPO": {"dpo": {"beta": 0.5, "label_smoothing": 0.1}},
-    "KTO": {"kto": {"beta": 0.5, "undesirable_weight": 1.5}},
-    "SFT": {},
-    "Distillation": {"distillation": {"divergence": "jensenShannon"}, "samples_per_prompt": 2},
-}
 PAUSE = TrainingGuardrail(metric=GuardrailMetric.ENTROPY, above=-1.0, for_steps=2, action=GuardrailAction.PAUSE)
 
 
@@ -35,7 +30,7 @@ def offline_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
 
 def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
     """Of every family: ZeRO 0 and 2, and the latter in two halves of two steps."""
-    judged: dict[str, dict[str, Any]] = {name: {} for name in FAMILIES} | {
+    judged: dict[str, dict[str, Any]] = {name: {} for name in OFFLINE} | {
         "KTO": {"reward_model": Located(path=str(world.policy.reward_model)), "evaluation": lenient()},
         "Distillation": {
             "audit_reward_model": Located(path=str(world.policy.audit)),
@@ -43,7 +38,7 @@ def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
         },
     }
     configs: dict[str, AttemptConfig] = {}
-    for name, changes in FAMILIES.items():
+    for name, changes in OFFLINE.items():
 
         def attempt(label: str, output: str, name: str = name, changes: dict[str, Any] = changes, **more: Any) -> None:
             of_attempt = {key: more.pop(key) for key in ("guardrails", "attempt") if key in more}
@@ -55,7 +50,7 @@ def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
         attempt("zero2", "zero2")
         attempt("half", "halves", guardrails=(PAUSE,))
         attempt("rest", "halves", attempt=2)
-    zero3 = training_of("Distillation", **FAMILIES["Distillation"], deepspeed={"zero_stage": 3})
+    zero3 = training_of("Distillation", **OFFLINE["Distillation"], deepspeed={"zero_stage": 3})
     configs["Distillation-zero3"] = world.config(folder / "zero3", zero3)
     sequence = training_of("Distillation", distillation={"mode": "sequence"})
     configs["sequence"] = world.config(folder / "sequence", sequence)
@@ -75,12 +70,12 @@ def attempts(offline_world: OfflineWorld, tmp_path_factory: pytest.TempPathFacto
         f"{name}-ranks2": offline_world.config(
             folder / f"{name}-2", training_of(name, micro_batch_size=2, **changes), 2
         )
-        for name, changes in FAMILIES.items()
+        for name, changes in OFFLINE.items()
     }
     return run_attempts(folder / "one", 1, variants(offline_world, folder)) | run_attempts(folder / "two", 2, two)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OFFLINE)
 def test_sharding_ranks_and_accumulation_do_not_change_what_is_learnt(attempts: dict[str, Any], family: str) -> None:
     """Two ranks also accumulate over micro batches of two rows. Order of summation differs, so weights agree within a
     tolerance far below one update (0.01)."""
@@ -94,7 +89,7 @@ def test_sharding_ranks_and_accumulation_do_not_change_what_is_learnt(attempts: 
             assert result["metrics"][name] == pytest.approx(expected["metrics"][name], abs=1e-4), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OFFLINE)
 def test_two_halves_of_a_run_are_the_whole_run_bit_for_bit(attempts: dict[str, Any], family: str) -> None:
     whole, half, rest = (attempts[f"{family}-{label}"] for label in ("zero2", "half", "rest"))
     assert (half["failureClass"], half["step"]) == (FailureClass.GUARDRAIL_PAUSED, 2)
@@ -108,7 +103,7 @@ def test_attempts_of_a_run_share_the_reference_log_probabilities(attempts: dict[
     assert len(list((run_folder / "reference-logprobs").iterdir())) == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OFFLINE)
 def test_training_moves_the_policy(attempts: dict[str, Any], offline_world: OfflineWorld, family: str) -> None:
     """Negative control for the comparisons: the base differs by much more than their tolerance."""
     base = load_file(offline_world.policy.base / "model.safetensors")

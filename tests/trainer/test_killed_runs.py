@@ -1,0 +1,155 @@
+"""SIGKILL at a random moment of every algorithm: the next attempt ends in what an undisturbed run ends in.
+
+Losses, every other figure of every remaining step, and the bytes of the artifact. Nothing of the killed process is
+told of its end: it dies in the middle of a step, a save or a write, wherever the moment finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_trainer.config import Checkpoints
+from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
+from tests.trainer import offline_world, ppo_world
+from tests.trainer.algorithms import OFFLINE, ONLINE
+from tests.trainer.ppo_world import history, make_policy_world
+from tests.trainer.training_world import TinyWorld, training_of
+
+STEPS = 8
+EVERY = Checkpoints(every_steps=2, keep_last=2)
+ALGORITHMS = ("reward-model", *ONLINE, *OFFLINE)
+
+# Every attempt is a process of its own, forked from one that has DeepSpeed loaded. The kill is armed in the step that
+# was drawn and comes up to a step's time later, from a thread: a busy machine delays it with the rest.
+SCRIPT = """
+import os, random, signal, sys, threading
+from datetime import timedelta
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from rlhf_trainer.distributed import join
+from rlhf_trainer.loops.common import StopSignal
+from rlhf_trainer.ranks import RankFiles
+from rlhf_trainer.status import StatusBoard
+from rlhf_trainer.wire import AttemptConfig
+from rlhf_trainer.worker import load_loop, run_attempt
+import deepspeed
+os.environ["RLHF_STATUS_PORT"] = "0"
+for kind in ("RewardModelJob", "PolicyOptimizationJob"):
+    load_loop(kind)
+
+def attempt(path, last):
+    plain = StatusBoard.step
+    def step(board, done, *rest):
+        plain(board, done, *rest)
+        if str(done) == last:
+            threading.Timer(random.uniform(0.0, 0.05), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    StatusBoard.step = step
+    config = AttemptConfig.model_validate_json(path.read_bytes())
+    world = join(timedelta(seconds=600))
+    result = run_attempt(config, load_loop(config.kind), world, RankFiles(path.parent, 0), StopSignal())
+    path.with_suffix(".result").write_text(result.to_json())
+    os._exit(0)
+
+for argument in sys.argv[1:]:
+    path, _, last = argument.partition("@")
+    child = os.fork()
+    if child == 0:
+        try:
+            attempt(Path(path), last)
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    expected = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL if last else status == 0
+    assert expected, f"{argument}: wait status {status}"
+"""
+
+Configure = Callable[[Path, int], AttemptConfig]
+
+
+@dataclass(frozen=True)
+class Killed:
+    """An undisturbed run, one that was killed once ``step`` was done, and the attempt after that."""
+
+    step: int
+    whole: AttemptConfig
+    killed: AttemptConfig
+    resumed: AttemptConfig
+    folder: Path
+
+    def path(self, attempt: str) -> Path:
+        return self.folder / attempt / "attempt.json"
+
+    def result(self, attempt: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path(attempt).with_suffix(".result").read_bytes())
+        return found
+
+
+def configure(name: str, tiny: TinyWorld, folder: Path) -> Configure:
+    """Output folder and attempt number → the attempt."""
+    if name == "reward-model":
+        training = training_of(epochs=1, global_batch_size=32, ensemble={"members": 2})
+        return lambda output, attempt: tiny.config(output, training=training, attempt=attempt, checkpoints=EVERY)
+    if name in OFFLINE:
+        given = offline_world.make_offline_world(folder, tiny)
+        fixed = offline_world.training_of(name, **{**OFFLINE[name], "steps": STEPS})
+        return lambda output, attempt: given.config(output, fixed, attempt=attempt, checkpoints=EVERY)
+    world = make_policy_world(folder, tiny)
+    small = {"steps": STEPS, "prompts_per_step": 4, "samples_per_prompt": 2}
+    online = ppo_world.training_of(**{**small, **ONLINE[name]})
+    filtered = {"safety_filter": Located(path=str(ppo_world.strict_filter(folder / "filter.json")))}
+    return lambda output, attempt: world.config(
+        output, training=online, attempt=attempt, checkpoints=EVERY, evaluation=ppo_world.NO_GATE, **filtered
+    )
+
+
+def plan(name: str, tiny: TinyWorld, folder: Path) -> Killed:
+    folder.mkdir()
+    config = configure(name, tiny, folder)
+    run = Killed(
+        step=random.SystemRandom().randint(2, STEPS - 2),
+        whole=config(folder / "undisturbed", 1),
+        killed=config(folder / "disturbed", 1),
+        resumed=config(folder / "disturbed", 2),
+        folder=folder,
+    )
+    for label, attempt in (("whole", run.whole), ("killed", run.killed), ("resumed", run.resumed)):
+        run.path(label).parent.mkdir()
+        run.path(label).write_text(attempt.to_json())
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Killed]:
+    folder = tmp_path_factory.mktemp("killed")
+    runs = {name: plan(name, tiny_world, folder / name) for name in ALGORITHMS}
+    arguments = []
+    for run in runs.values():
+        arguments += [str(run.path("whole")), f"{run.path('killed')}@{run.step}", str(run.path("resumed"))]
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return runs
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_killed_run_ends_as_an_undisturbed_one(runs: dict[str, Killed], name: str) -> None:
+    run = runs[name]
+    whole, resumed = run.result("whole"), run.result("resumed")
+    assert whole["failureClass"] == resumed["failureClass"] == FailureClass.SUCCESS, (whole, resumed)
+    start = resumed["resumedFrom"]["step"]
+    assert run.step - EVERY.every_steps <= start, f"killed after step {run.step}"
+    steps = history(run.whole)
+    assert history(run.resumed) == steps[start:]
+    assert resumed["artifact"]["digest"] == whole["artifact"]["digest"]
+    assert len(steps) > start, "nothing was left to train: the comparison would say nothing"
