@@ -14,7 +14,7 @@ A_NAME, B_NAME, C_NAME = (f"desk-{letter * 10}" for letter in "abc")
 SAFETY_ONLY = [{"metric": "safetyViolationRate", "margin": 0.05}]
 
 
-def trying(digest: str = B, **spec: object) -> World:
+def trying(digest: str = B, **spec: Any) -> World:
     """A world with A stable and another policy as the candidate in its first stage."""
     world = World(**spec).serving()
     world.spec(policy=source(digest))
@@ -156,6 +156,32 @@ def test_samples_decide_and_not_time_alone() -> None:
     assert "20 more needed" in message
 
 
+def test_no_user_is_sent_to_a_candidate_that_looks_worse_in_the_shadow() -> None:
+    """120 conversations neither pass nor fail a candidate that leaks somewhat more: it waits until they decide."""
+    world = trying(seed=3, guardrails=[{**GUARDRAILS[0], "margin": 0.1}])
+    world.run(6, canary_bad=0.12, stable_bad=0.05)
+    assert world.status["verdicts"][0]["state"] == "NeedMoreData"
+    assert world.status["verdicts"][0]["estimate"] > 0.05
+    assert (world.status["stage"], world.condition("Progressing")["reason"]) == (0, "NeedMoreSamples")
+    assert "looks worse in its shadow stage" in world.condition("Progressing")["message"]
+    world.until("RolledBack", canary_bad=0.5, stable_bad=0.05)
+    assert set(world.weights_seen) == {0.0}
+
+
+def test_one_that_looked_worse_by_chance_goes_on_when_it_no_longer_does() -> None:
+    world = trying(seed=3, guardrails=[{**GUARDRAILS[0], "margin": 0.1}])
+    world.run(6, canary_bad=0.12, stable_bad=0.05)
+    assert world.status["stage"] == 0
+    world.until("Healthy")
+
+
+def test_slow_copies_do_not_hold_the_shadow() -> None:
+    """Nobody waits for a mirrored answer: latency is judged under real traffic."""
+    world = trying(guardrails=GUARDRAILS[2:])
+    world.run(3, canary_slow=0.12)
+    assert world.status["stage"] == 1
+
+
 def test_minimum_duration_holds_a_stage_that_has_its_samples() -> None:
     world = trying(stages=[{"weightPercent": 50, "minSamples": 10, "minDuration": "5m"}, STAGES[2]])
     world.run(5)
@@ -249,7 +275,7 @@ def test_blind_for_too_long_rolls_back_where_that_is_asked_for() -> None:
 
 def test_a_leaking_candidate_is_rolled_back_with_the_test_n_and_the_bound() -> None:
     world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_bad=0.3)
+    world.until("RolledBack", canary_bad=0.5, stable_bad=0.05)
     entry = world.entry(B)
     assert (entry["state"], entry["reason"]) == ("Rejected", "GuardrailCrossed")
     assert "safetyViolationRate in stage 0" in entry["message"]

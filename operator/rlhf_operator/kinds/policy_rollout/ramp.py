@@ -8,7 +8,13 @@ from typing import Literal
 
 from rlhf_operator.api.decision import Action
 from rlhf_operator.api.policy_rollout import BlindAction, Guardrail, Stage, StageApproval, seconds
-from rlhf_operator.api.policy_rollout_status import Revision, RolloutPhase, RolloutReason, RolloutVerdict
+from rlhf_operator.api.policy_rollout_status import (
+    Revision,
+    RolloutMetric,
+    RolloutPhase,
+    RolloutReason,
+    RolloutVerdict,
+)
 from rlhf_operator.kinds.policy_rollout import evidence
 from rlhf_operator.kinds.policy_rollout.course import Course
 from rlhf_operator.kinds.policy_rollout.decisions import decision_about
@@ -114,6 +120,9 @@ class Ramp:
         left = self._duration_left(stage)
         if left > 0.0:
             return self._stay(RolloutReason.STAGE_RUNNING, f"stage {self.course.stage} runs {stage.min_duration}", left)
+        if stage.shadow and (worse := next(filter(looks_worse, self.verdicts(found)), None)) is not None:
+            message = f"no user is sent to a candidate that looks worse in its shadow stage: {worse.message}"
+            return self._stay(RolloutReason.NEED_MORE_SAMPLES, message)
         last = self.course.stage is not None and self.course.stage >= len(self.view.spec.stages) - 1
         if last and not evidence.all_passed(found.trial, self.view.spec.guardrails):
             missing = next(v.message for v in self.verdicts(found) if v.state is not VerdictState.PASS)
@@ -235,6 +244,14 @@ class Ramp:
             return 0.0
         started = self.course.stage_started_at or self.view.now
         return (started + timedelta(seconds=seconds(stage.min_duration)) - self.view.now).total_seconds()
+
+
+def looks_worse(verdict: RolloutVerdict) -> bool:
+    """Undecided, and nearer to the margin than to no difference. Waiting in the shadow costs no user anything, and the
+    samples that come will decide. The latency of mirrored requests, for which nobody waits, is left to real traffic."""
+    if verdict.state is not VerdictState.NEED_MORE_DATA or verdict.metric is RolloutMetric.LATENCY:
+        return False
+    return verdict.estimate is not None and verdict.estimate > verdict.margin / 2
 
 
 def duration(total: int) -> str:
