@@ -66,3 +66,6 @@ class WandbTracker:
     def finish(self, succeeded: bool, reason: str, message: str) -> None:
         self._run.summary["reason"], self._run.summary["message"] = reason, message
         self._run.finish(exit_code=0 if succeeded else 1)
+        # Its own process may still hold the last records. wandb waits for it when the interpreter shuts down in order,
+        # which a worker does not.
+        self._wandb.teardown()
