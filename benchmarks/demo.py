@@ -1,7 +1,8 @@
 """How long is the way from a clone to a judged, delivered policy?
 
-The committed state is cloned into ``.build`` and `make demo` is run there, with empty caches (`--warm`: with this
-user's), then once more with everything it built. Downloads are part of the first figure: it is one of this network too.
+The committed state is cloned into ``.build`` and `make demo` is run there, with empty caches, then once more
+with everything it built. Downloads are part of the first figure: it is one of this network too. With `--warm`, this
+user's caches are used and the second figure alone is written, as `demo_warm`.
 """
 
 from __future__ import annotations
@@ -98,15 +99,21 @@ def play(checkout: Path, environment: dict[str, str]) -> Run:
 
 
 def write(cold: Run | None, warm: Run, load: float) -> None:
-    report = Report("demo", "make demo, from the command to the last line", ("torch", "deepspeed", "kopf"))
+    name = "demo_warm" if cold is None else "demo"
+    report = Report(name, "make demo, from the command to the last line", ("torch", "deepspeed", "kopf"))
     for kind, run in (("empty caches", cold), ("everything built", warm)):
         if run is None:
             continue
         for name, seconds in (run.marks | run.decisions).items():
             report.add(f"{kind}: {name}", seconds, "s", samples=1)
         report.add(f"{kind}: whole", run.total, "s", samples=1)
-    report.note("Empty caches: no Python package, no Go module, no built program and no image; downloads are counted.")
+    if cold is not None:
+        report.note(
+            "Empty caches: no Python package, no Go module, no built program and no image; downloads are counted."
+        )
     report.note(f"The machine's load average was {load:.1f} when it began.")
+    if cold is None:
+        report.note("Made by `python -m benchmarks.demo --warm`.")
     report.write()
 
 
