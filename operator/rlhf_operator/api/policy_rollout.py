@@ -89,7 +89,11 @@ class Stage(ApiSpec):
     weight_percent: Annotated[float, Field(ge=0.0, le=99.0)] = Field(
         description="Share of conversations on the candidate, in percent; fractions such as 0.5 work."
     )
-    shadow: bool = Field(False, description="Every prompt also goes to the candidate; its answers reach no user.")
+    shadow: bool = Field(
+        False,
+        description="Every prompt also goes to the candidate; its answers reach no user. The stage is not left while "
+        "safety or availability look worse and are undecided.",
+    )
     min_samples: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
         200, description="Candidate conversations counted in this stage before it can end."
     )
