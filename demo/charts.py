@@ -64,13 +64,13 @@ def win_rates(rates: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
 
 def timeline(name: str, points: Sequence[RolloutPoint], path: Path) -> Path:
-    """The canary's share of the traffic over time, with the phases it went through."""
+    """The candidate's share of the traffic over time, with the phases it went through."""
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     start = points[0].at
     seconds = [p.at - start for p in points]
     end = seconds[-1] * 1.15 + 1  # room for the last label
-    weights = [*(p.weight for p in points), points[-1].weight]
-    axis.step([*seconds, end], weights, where="post", color=ACCENT, linewidth=2)
+    candidate = shares(points)
+    axis.step([*seconds, end], [*candidate, candidate[-1]], where="post", color=ACCENT, linewidth=2)
     axis.set_ylim(-4, 124)
     axis.set_xlim(0, end)
     axis.set_yticks(range(0, 101, 25))
@@ -90,6 +90,17 @@ def timeline(name: str, points: Sequence[RolloutPoint], path: Path) -> Path:
     axis.set_title(f"{name}: share of users' traffic on the candidate", loc="left", color=INK)
     tidy(axis, "percent")
     return save(figure, path)
+
+
+def shares(points: Sequence[RolloutPoint]) -> list[float]:
+    """Percent of users' traffic on the candidate. A promotion makes it the stable revision, so that the canary's weight
+    falls to 0 as it takes all."""
+    found, promoting = [], False
+    for point in points:
+        promoting = promoting or point.phase == "Promoting"
+        taken = promoting and point.phase in ("Promoting", "Healthy") and point.weight == 0.0
+        found.append(100.0 if taken else point.weight)
+    return found
 
 
 def tidy(axis: Axes, label: str) -> None:
