@@ -51,7 +51,7 @@ def main() -> int:
         again = play(checkout, environment)
     finally:
         subprocess.run(["make", "down"], cwd=checkout, env=environment, check=False)
-    write(None if arguments.warm else first, again, load)
+    write(checkout, None if arguments.warm else first, again, load)
     shutil.rmtree(FIELD)
     return 0
 
@@ -98,9 +98,14 @@ def play(checkout: Path, environment: dict[str, str]) -> Run:
     return Run(marks, {entry["what"]: story_zero + entry["at"] for entry in story["entries"]}, total)
 
 
-def write(cold: Run | None, warm: Run, load: float) -> None:
-    name = "demo_warm" if cold is None else "demo"
-    report = Report(name, "make demo, from the command to the last line", ("torch", "deepspeed", "kopf"))
+def write(checkout: Path, cold: Run | None, warm: Run, load: float) -> None:
+    report = Report(
+        "demo_warm" if cold is None else "demo",
+        "make demo, from the command to the last line",
+        ("torch", "deepspeed", "kopf"),
+        checkout=checkout,
+        rerun="python -m benchmarks.demo --warm" if cold is None else None,
+    )
     for kind, run in (("empty caches", cold), ("everything built", warm)):
         if run is None:
             continue
@@ -112,8 +117,6 @@ def write(cold: Run | None, warm: Run, load: float) -> None:
             "Empty caches: no Python package, no Go module, no built program and no image; downloads are counted."
         )
     report.note(f"The machine's load average was {load:.1f} when it began.")
-    if cold is None:
-        report.note("Made by `python -m benchmarks.demo --warm`.")
     report.write()
 
 

@@ -34,11 +34,21 @@ class Row:
 
 
 class Report:
-    def __init__(self, name: str, title: str, packages: tuple[str, ...] = PACKAGES) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        packages: tuple[str, ...] = PACKAGES,
+        *,
+        checkout: Path = RESULTS.parent,
+        rerun: str | None = None,
+    ) -> None:
+        """`checkout`: where the measured code is; `rerun`: the command, if not the benchmark's name alone."""
         self.name, self.title = name, title
+        self._rerun = rerun or f"python -m benchmarks {name}"
         self._cores = len(os.sched_getaffinity(0))
         self._versions = {"python": platform.python_version(), **versions(packages)}
-        self._commit = commit()
+        self._commit = commit(checkout)
         self.rows: list[Row] = []
         self.notes: list[str] = []
 
@@ -55,7 +65,7 @@ class Report:
         lines += ["", *(f"{note}\n" for note in self.notes)]
         described = ", ".join(f"{name} {version}" for name, version in self._versions.items())
         lines += [f"{self._cores} cores; {described}; commit {self._commit}.", ""]
-        lines += [f"Rerun: `python -m benchmarks {self.name}`", ""]
+        lines += [f"Rerun: `{self._rerun}`", ""]
         return "\n".join(lines)
 
     def write(self) -> None:
@@ -76,10 +86,9 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def commit() -> str:
+def commit(checkout: Path) -> str:
     """Short commit of the checkout, with + when it was changed; "unknown" outside git."""
-    here = Path(__file__).resolve().parent
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True, check=False
     )
     return done.stdout.strip() or "unknown"

@@ -10,12 +10,12 @@ import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
 from statistics import median
 
 from benchmarks.report import Report
 from sandbox import components
 from sandbox.cluster import Cluster
+from sandbox.processes import memory_mb
 
 SANDBOX = (sys.executable, "-m", "sandbox", "--quiet")
 SETTLE_SECONDS = 30.0  # memory is read after the node has been at rest this long
@@ -52,12 +52,7 @@ def timed(*arguments: str) -> float:
 def memory_by_component() -> dict[str, float]:
     """Proportional set size in MB, children of containers excluded: pods are the workload, not the cluster."""
     pids = Cluster.from_environment().status().pids
-    return {name: share(pids[name]) for name in components.NAMES if pids.get(name) is not None}
-
-
-def share(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:"))
+    return {name: float(memory_mb(pids[name])) for name in components.NAMES if name in pids}
 
 
 def write(cluster: dict[str, list[float]], plane: dict[str, list[float]], memory: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ from sandbox.cluster import Cluster
 from sandbox.control_plane import ControlPlane
 from sandbox.errors import SandboxError
 from sandbox.images import IMAGES
+from sandbox.processes import memory_mb
 from sandbox.progress import Progress
 
 # Their arguments go through untouched, options included.
@@ -114,7 +115,7 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:  # noqa: ARG0
     status = cluster.status()
     for name in components.NAMES:
         pid = status.pids.get(name)
-        state = f"running  pid {pid:>7}  {_memory_mb(pid):>5} MB" if pid is not None else "not running"
+        state = f"running  pid {pid:>7}  {memory_mb(pid):>5} MB" if pid is not None else "not running"
         print(f"{name:26}{state}")
     print(f"{'node':26}{'Ready' if status.ready else 'not ready'}")
     if status.ready:
@@ -180,15 +181,6 @@ _COMMANDS: dict[str, Callable[[Cluster, argparse.Namespace], int]] = {
 
 def _call(command: list[str]) -> int:
     return subprocess.run(command, check=False).returncode
-
-
-def _memory_mb(pid: int) -> int:
-    """Proportional share of memory of one process."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) // 1000 for line in lines if line.startswith("Pss:")), 0)
 
 
 if __name__ == "__main__":

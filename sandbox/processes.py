@@ -176,3 +176,12 @@ def tail(path: Path, lines: int = 15) -> str:
     except OSError:
         return f"({path} cannot be read)"
     return "\n".join(text.splitlines()[-lines:])
+
+
+def memory_mb(pid: int) -> int:
+    """Proportional share of memory of one process; 0 once it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) // 1000 for line in lines if line.startswith("Pss:")), 0)
