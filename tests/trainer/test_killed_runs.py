@@ -29,9 +29,10 @@ EVERY = Checkpoints(every_steps=2, keep_last=2)
 ALGORITHMS = ("reward-model", *ONLINE, *OFFLINE)
 
 # Every attempt is a process of its own, forked from one that has DeepSpeed loaded. The kill is armed in the step that
-# was drawn and comes up to a step's time later, from a thread: a busy machine delays it with the rest.
+# was drawn and comes up to a step's time later, from a thread: a busy machine delays it with the rest, and at the end
+# of the last step but one it comes at once, so that something is left to train.
 SCRIPT = """
-import os, random, signal, sys, threading
+import os, signal, sys, threading
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -47,13 +48,17 @@ os.environ["RLHF_STATUS_PORT"] = "0"
 for kind in ("RewardModelJob", "PolicyOptimizationJob"):
     load_loop(kind)
 
-def attempt(path, last):
+def attempt(path, moment):
     plain = StatusBoard.step
     def step(board, done, *rest):
         plain(board, done, *rest)
-        if str(done) == last:
-            threading.Timer(random.uniform(0.0, 0.05), os.kill, (os.getpid(), signal.SIGKILL)).start()
-    StatusBoard.step = step
+        armed, latest, delay = moment.split(":")
+        if done == int(latest):
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif done == int(armed):
+            threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    if moment:
+        StatusBoard.step = step
     config = AttemptConfig.model_validate_json(path.read_bytes())
     world = join(timedelta(seconds=600))
     result = run_attempt(config, load_loop(config.kind), world, RankFiles(path.parent, 0), StopSignal())
@@ -61,16 +66,16 @@ def attempt(path, last):
     os._exit(0)
 
 for argument in sys.argv[1:]:
-    path, _, last = argument.partition("@")
+    path, _, moment = argument.partition("@")
     child = os.fork()
     if child == 0:
         try:
-            attempt(Path(path), last)
+            attempt(Path(path), moment)
         finally:
             sys.stderr.flush()
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    expected = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL if last else status == 0
+    expected = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL if moment else status == 0
     assert expected, f"{argument}: wait status {status}"
 """
 
@@ -79,13 +84,19 @@ Configure = Callable[[Path, int], AttemptConfig]
 
 @dataclass(frozen=True)
 class Killed:
-    """An undisturbed run, one that was killed once ``step`` was done, and the attempt after that."""
+    """An undisturbed run, one that was killed ``delay`` seconds after ``step`` was done, and the attempt after that."""
 
     step: int
+    delay: float
     whole: AttemptConfig
     killed: AttemptConfig
     resumed: AttemptConfig
     folder: Path
+
+    @property
+    def saved(self) -> int:
+        """The step of the newest checkpoint that was complete for certain: that of ``step`` may have been under way."""
+        return (self.step - 1) // EVERY.every_steps * EVERY.every_steps
 
     def path(self, attempt: str) -> Path:
         return self.folder / attempt / "attempt.json"
@@ -116,8 +127,10 @@ def configure(name: str, tiny: TinyWorld, folder: Path) -> Configure:
 def plan(name: str, tiny: TinyWorld, folder: Path) -> Killed:
     folder.mkdir()
     config = configure(name, tiny, folder)
+    drawn = random.SystemRandom()
     run = Killed(
-        step=random.SystemRandom().randint(2, STEPS - 2),
+        step=drawn.randint(EVERY.every_steps + 1, STEPS - 2),
+        delay=drawn.uniform(0.0, 0.05),
         whole=config(folder / "undisturbed", 1),
         killed=config(folder / "disturbed", 1),
         resumed=config(folder / "disturbed", 2),
@@ -135,7 +148,8 @@ def runs(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dic
     runs = {name: plan(name, tiny_world, folder / name) for name in ALGORITHMS}
     arguments = []
     for run in runs.values():
-        arguments += [str(run.path("whole")), f"{run.path('killed')}@{run.step}", str(run.path("resumed"))]
+        killed = f"{run.path('killed')}@{run.step}:{STEPS - 1}:{run.delay}"
+        arguments += [str(run.path("whole")), killed, str(run.path("resumed"))]
     command = [sys.executable, "-c", SCRIPT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -147,9 +161,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(runs: dict[str, Killed], name: 
     run = runs[name]
     whole, resumed = run.result("whole"), run.result("resumed")
     assert whole["failureClass"] == resumed["failureClass"] == FailureClass.SUCCESS, (whole, resumed)
+    assert "resumedFrom" in resumed, f"killed {run.delay:.4f} s after step {run.step}, and nothing was resumed"
     start = resumed["resumedFrom"]["step"]
-    assert run.step - EVERY.every_steps <= start, f"killed after step {run.step}"
+    assert run.saved <= start < STEPS, f"killed {run.delay:.4f} s after step {run.step}, resumed from {start}"
     steps = history(run.whole)
     assert history(run.resumed) == steps[start:]
     assert resumed["artifact"]["digest"] == whole["artifact"]["digest"]
-    assert len(steps) > start, "nothing was left to train: the comparison would say nothing"
