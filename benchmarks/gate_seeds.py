@@ -63,7 +63,7 @@ class Sizes:
     prompts: int = 1000
     bases: int = 5
     base_steps: tuple[int, int] = (300, 150)
-    members: int = 1
+    members: int = 3
     epochs: int = 3
 
 

@@ -41,7 +41,7 @@ def main(world: Path, algorithm: str, size_name: str, lengths: str) -> None:
     torch.manual_seed(0)
     waiting = Waiting()
     waiting.trainer = trainer = _trainer(world, algorithm, SIZES[size_name].rows, lengths, waiting)
-    if algorithm != "PPO":
+    if not algorithm.startswith("PPO"):  # its trainer was given the callback
         trainer.add_callback(waiting)
     trainer.train()
 

@@ -40,8 +40,18 @@ def test_group_relative_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("scaled", [group_relative, batch_relative])
+def test_differences_far_below_the_scale_of_rewards_are_not_blown_up(scaled: Callable[[Tensor, int], Tensor]) -> None:
+    """A deviation of 1.4e-4 is noise: 1e-4 beside it holds the advantages well below one."""
+    deviation = math.sqrt(2) * 1e-4
+    expected = 1e-4 / (deviation + 1e-4)
+    assert scaled(torch.tensor([0.0, 2e-4]), 2).tolist() == pytest.approx([-expected, expected], rel=1e-4)
+    assert scaled(torch.full((4,), 0.3), 2).tolist() == [0, 0, 0, 0]
+
+
 def test_groups_of_equal_scores_are_counted() -> None:
     assert equal_groups(SCORES, 3) == 0.5
+    assert equal_groups(torch.tensor([1.0, 1.0, 2.0, 2.5]), 2) == 0.5
     assert equal_groups(SCORES, 1) == 0.0  # the batch is not all equal
     assert equal_groups(torch.ones(4), 1) == 1.0
 

@@ -103,6 +103,7 @@ CASES = [  # clip, ratio, advantage, textbook value of the loss, whether the gra
     (Clip(0.2, 0.2, 3.0), 5.0, -1.0, 3.0, True),  # dual clip bounds what plain PPO leaves unbounded
     (PLAIN, 5.0, -1.0, 5.0, False),
     (Clip(0.2, 0.2, 3.0), 5.0, 1.0, -1.2, True),  # and leaves A > 0 alone
+    (Clip(0.2, 0.2, 3.0), 5.0, 0.5, -0.6, True),
 ]
 
 
@@ -120,12 +121,35 @@ def test_policy_loss_clips_only_where_it_would_gain(
     assert int(loss.clipped_tokens) == int(cut)
 
 
-def test_value_loss_takes_the_worse_of_plain_and_clipped() -> None:
+def test_what_stands_on_padding_never_reaches_the_loss() -> None:
+    """Not even where exp() of it is infinite, and infinity times a weight of 0 no number."""
+    logprobs, mask = masked(6)
+    advantages, _ = masked(7)
+    spoiled = (logprobs + 1e4 * (1 - mask)).requires_grad_()
+    clean = policy_loss(logprobs, logprobs, advantages, mask / mask.sum(), PLAIN)
+    dirty = policy_loss(spoiled, logprobs, advantages + 1 - mask, mask / mask.sum(), PLAIN)
+    torch.testing.assert_close(dirty.loss, clean.loss)
+    dirty.loss.backward()
+    assert spoiled.grad is not None
+    assert torch.equal(spoiled.grad * (1 - mask), torch.zeros_like(mask))
+
+
+VALUES = [  # value, value before, return, error that counts
+    (1.0, 0.0, 2.0, 1.8),  # moved by 1 towards the return: clipped to 0.2, the larger error
+    (-1.0, 0.0, -2.0, 1.8),  # the same downwards
+    (3.0, 1.9, 2.0, 1.0),  # overshot: the plain error beats the clipped 0.1
+    (3.0, 1.9, 1.0, 2.0),
+    (1.1, 1.0, 0.0, 1.1),  # within the clip both are one
+]
+
+
+@pytest.mark.parametrize(("value", "before", "target", "error"), VALUES)
+def test_value_loss_takes_the_worse_of_plain_and_clipped(
+    value: float, before: float, target: float, error: float
+) -> None:
     one = torch.ones(1, 1)
-    # Moving from 0 to 1 towards a return of 2: clipped to 0.2, so the error is the larger 1.8².
-    assert value_loss(one, 0 * one, 2 * one, one, clip=0.2).item() == pytest.approx(0.5 * 1.8**2)
-    # Overshooting to 3 from 1.9: plain error 1 beats the clipped 0.1.
-    assert value_loss(3 * one, 1.9 * one, 2 * one, one, clip=0.2).item() == pytest.approx(0.5)
+    loss = value_loss(value * one, before * one, target * one, one, clip=0.2)
+    assert loss.item() == pytest.approx(0.5 * error**2)
 
 
 def test_token_weights_share_out_one_mean_in_three_ways() -> None:
@@ -198,6 +222,8 @@ def test_rewards_land_on_the_last_token_and_nowhere_else() -> None:
     lengths = torch.tensor([3, 4, 1])
     rewards = token_rewards(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 4), lengths, kl_coefficient=0.5)
     assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 2], [3, 0, 0, 0]]
+    slice_of_shorter = token_rewards(torch.tensor([1.0]), torch.zeros(1, 4), lengths[:1], kl_coefficient=0.5)
+    assert slice_of_shorter.tolist() == [[0, 0, 1, 0]]
 
 
 def test_kl_is_charged_on_every_response_token_and_on_no_padding() -> None:
@@ -210,8 +236,8 @@ def test_kl_is_charged_on_every_response_token_and_on_no_padding() -> None:
 
 def test_a_reply_without_an_end_and_a_long_one_are_penalised() -> None:
     assert without_end(torch.tensor([True, False]), 0.25).tolist() == [0.0, 0.25]
-    lengths = torch.tensor([3, 4, 6, 8])
-    assert overlong(lengths, start=4, longest=8, penalty=2.0).tolist() == [0.0, 0.0, 1.0, 2.0]
+    lengths = torch.tensor([3, 4, 6, 8, 9])
+    assert overlong(lengths, start=4, longest=8, penalty=2.0).tolist() == [0.0, 0.0, 1.0, 2.0, 2.0]
 
 
 def test_the_ensemble_penalty_lowers_what_members_disagree_on() -> None:

@@ -50,6 +50,8 @@ def test_penalised_rewards_by_hand() -> None:
     rewards, costs = torch.tensor([1.0, 2.0]), [torch.tensor([0.0, 1.0]), torch.tensor([3.0, 0.0])]
     assert penalised(rewards, costs, [0.5, 0.5]).tolist() == [-0.25, 0.75]
     assert torch.equal(penalised(rewards, [], []), rewards)
+    with pytest.raises(ValueError, match="shorter"):
+        penalised(rewards, costs, [0.5])  # a cost without its price would go unseen
 
 
 def optimum(beta: float) -> tuple[float, Tensor]:

@@ -45,6 +45,15 @@ def test_dpo_values_and_slopes(h: float) -> None:
     assert slope(lambda m: dpo_losses(m, HALF, beta=0.4), h) == pytest.approx(0.4 * (sigmoid - 0.5), abs=1e-12)
 
 
+def test_smoothing_leaves_a_tie_a_tie_and_shrinks_a_soft_label() -> None:
+    """Each pair has its own loss; a flip rate of 0.1 makes 0.7 of a label 0.7 * 0.9 + 0.3 * 0.1."""
+    margin = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    losses = dpo_losses(margin, torch.tensor([0.5, 0.7], dtype=torch.float64), beta=1.0, label_smoothing=0.1)
+    up, down = torch.nn.functional.logsigmoid(margin), torch.nn.functional.logsigmoid(-margin)
+    q = torch.tensor([0.5, 0.66], dtype=torch.float64)
+    torch.testing.assert_close(losses, -(q * up + (1 - q) * down))
+
+
 @pytest.mark.parametrize("h", [-3.0, 0.0, 2.5])
 def test_ipo_values_and_slopes(h: float) -> None:
     margin = torch.tensor([h], dtype=torch.float64)
@@ -144,7 +153,7 @@ def test_the_reference_point_is_the_mean_and_never_negative() -> None:
 
 def test_a_mismatched_row_borrows_from_the_next_other_prompt() -> None:
     assert mismatched(["x", "x", "y", "x"]) == [2, 2, 3, 2]
-    assert mismatched(["x", "x"]) == [1, 0]
+    assert mismatched(["x", "x", "x"]) == [1, 2, 0]
 
 
 def test_kto_prefers_the_good_arm_through_a_language_model() -> None:

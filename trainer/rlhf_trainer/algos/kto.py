@@ -31,7 +31,7 @@ def kto_losses(
     ``reference`` is z0. The loss saturates both ways: a response already far from z0 is left alone.
     """
     gain = torch.where(desirable, log_ratio - reference, reference - log_ratio)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(log_ratio)
+    weight = torch.where(desirable, desirable_weight, undesirable_weight)
     return weight * (1.0 - torch.sigmoid(beta * gain))
 
 

@@ -34,7 +34,7 @@ def token_rewards(scores: Tensor, kl: Tensor, lengths: Tensor, *, kl_coefficient
     lands on padding.
     """
     rewards = -kl_coefficient * kl * response_mask(lengths, kl.shape[1])
-    last = torch.nn.functional.one_hot(lengths - 1, kl.shape[1]).to(rewards)
+    last = torch.nn.functional.one_hot(lengths - 1, kl.shape[1])
     return rewards + last * scores[:, None]
 
 

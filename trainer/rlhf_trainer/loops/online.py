@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coe
 from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
 from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
-from rlhf_trainer.loops.rollout import Collector, Experience
+from rlhf_trainer.loops.rollout import Collector, Experience, refuse_stale_sampler
+from rlhf_trainer.loops.single_pass import Measured, learns_in_one_pass
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
 from rlhf_trainer.models.policy import load_policy
@@ -58,6 +60,7 @@ class OnlineTrainer:
         self.engine.module.eval()  # dropout off: the ratio of an unchanged policy must be 1
         self.controller = _controller(self._training)
         self.constraints = Constraints(self._training.constraints)
+        self._one_pass = learns_in_one_pass(self._training)
         self._params = SamplingParams(self._training.generation.max_new_tokens, self._training.generation.temperature)
 
     def sampling_lm(self) -> Any:
@@ -105,7 +108,7 @@ class OnlineTrainer:
         warming = self._warm(step)
         objective = Objective(training, kl_loss_coefficient(training, prices), warming)
         rate = training.learning_rate * (training.steps - step) / training.steps
-        passes, sums = self._passes(step, experience, targets, objective, rate)
+        passes, sums, experience = self._passes(step, experience, targets, objective, rate)
         kl, costs = float(experience.kl.sum(dim=1).mean()), self.constraints.figures(experience)
         if not warming:  # a policy that stands still cannot answer to its prices
             self.controller.update(kl, len(experience.responses))
@@ -129,25 +132,35 @@ class OnlineTrainer:
 
     def _passes(
         self, step: int, experience: Experience, targets: Targets, objective: Objective, rate: float
-    ) -> tuple[int, dict[str, float]]:
-        """Passes over the batch until ``ppo.epochs`` or ``ppo.targetKl``; their number and all ranks' sums."""
+    ) -> tuple[int, dict[str, float], Experience]:
+        """Passes over the batch until ``ppo.epochs`` or ``ppo.targetKl``; their number, all ranks' sums, and the
+        experience with what a single pass has measured."""
         ppo, total = self._training.ppo, dict.fromkeys(SUMS, 0.0)
+        measured = Measured(experience) if self._one_pass else None
         for epoch in range(ppo.epochs):
             seen = torch.zeros(len(SUMS), dtype=torch.float64, device=self._world.device)
             order = generator(self._training.seed, Stream.MINI_BATCHES, step, epoch)
             shuffled = targets.rows[torch.from_numpy(order.permutation(learnt_rows(self._training)))]
             for rows in shuffled.reshape(ppo.mini_batches, -1):
-                seen += self._mini_batch(rows.tolist(), experience, targets, objective)
+                seen += self._mini_batch(rows.tolist(), experience, targets, objective, measured)
                 self.engine.step(rate)
             # Summed over the ranks, so that all of them end the passes together.
             sums = self._world.sums(dict(zip(SUMS, seen.tolist(), strict=True)))
             total = {name: total[name] + sums[name] for name in SUMS}
             if ppo.target_kl is not None and sums["approxKl"] / sums["tokens"] > ppo.target_kl:
                 break
-        return epoch + 1, total
+        if measured is not None:
+            experience = measured.of_all_ranks(self._world)
+            refuse_stale_sampler(step, experience)
+        return epoch + 1, total, experience
 
     def _mini_batch(
-        self, rows: Sequence[int], experience: Experience, targets: Targets, objective: Objective
+        self,
+        rows: Sequence[int],
+        experience: Experience,
+        targets: Targets,
+        objective: Objective,
+        measured: Measured | None,
     ) -> Tensor:
         """Gradient of one mini batch; returns this rank's sums over its tokens, in the order of ``SUMS``."""
         device = self._world.device
@@ -160,7 +173,10 @@ class OnlineTrainer:
         for part in parts:
             batch = experience.batch(mine[part], self._inputs.encoder.pad_id, device)
             inputs = Slice.of(experience, targets, weights[part], mine[part], batch.width, device)
-            logprobs, values, _ = self.engine(batch, self._params.temperature)
+            logprobs, values, entropies = self.engine(batch, self._params.temperature)
+            if measured is not None:
+                measured.add(mine[part], logprobs, entropies)
+                inputs = replace(inputs, old=logprobs.detach())
             losses = objective(logprobs, values, inputs)
             # The engine averages over ranks and passes; the losses are already shares of a global mean.
             self.engine.backward(losses.total * (self._world.size * len(parts)))
@@ -178,7 +194,7 @@ class OnlineTrainer:
         return Collector(
             world=self._world,
             encoder=self._inputs.encoder,
-            forward=self.engine.forward,
+            forward=None if self._one_pass else self.engine.forward,
             sampler=sampler,
             reference=self.reference,
             scorer=scorer,

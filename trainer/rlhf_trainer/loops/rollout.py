@@ -50,7 +50,7 @@ class Experience:
     scores: Tensor  # (B,) after the ensemble penalty
     spreads: Tensor  # (B,) ensemble disagreement
     violations: Tensor  # (B,) 1 where the safety filter refuses the reply; 0 without a filter
-    logprobs: Tensor  # (B, T) of the policy that sampled, as the trainer computes them
+    logprobs: Tensor  # (B, T) of the policy that sampled, as the trainer computes them; see ``single_pass``
     sampled: Tensor  # the same as the sampler computed them
     reference: Tensor
     values: Tensor
@@ -96,13 +96,29 @@ class Experience:
         )
 
 
+def sampler_gap(sampled: Tensor, logprobs: Tensor, lengths: Tensor) -> float:
+    """Mean |log p(sampler) - log p(trainer)| over the tokens of replies of these lengths (B,)."""
+    return float((sampled - logprobs).abs().sum() / lengths.sum())
+
+
+def refuse_stale_sampler(step: int, experience: Experience) -> None:
+    if experience.sampler_gap > STALE_SAMPLER:
+        raise RuntimeError(
+            f"step {step}: the sampler's log-probabilities are off by {experience.sampler_gap:.3f} nats per token; "
+            "it does not hold the trainer's weights"
+        )
+
+
 @dataclass(frozen=True)
 class Collector:
-    """Turns prompts into experience: ``samples`` rows of each. Every rank calls ``collect`` with the same prompts."""
+    """Turns prompts into experience: ``samples`` rows of each. Every rank calls ``collect`` with the same prompts.
+
+    Without ``forward`` the log-probs are the sampler's, and there are neither values nor entropies.
+    """
 
     world: World
     encoder: Encoder
-    forward: Callable[[Batch, float], Any]  # the engine's: log-probs, values, entropies
+    forward: Callable[[Batch, float], Any] | None  # the engine's: log-probs, values, entropies
     sampler: Callable[[], AbstractContextManager[Generator]]  # a generator holding the current weights
     reference: Any
     scorer: Scorer
@@ -125,11 +141,7 @@ class Collector:
         generated = time.monotonic()
         local = self._score(mine, completions, generated - began, generated)
         whole = Experience.join(self.world.gather(local))
-        if whole.sampler_gap > STALE_SAMPLER:
-            raise RuntimeError(
-                f"step {step}: the sampler's log-probabilities are off by {whole.sampler_gap:.3f} nats per token; "
-                "it does not hold the trainer's weights"
-            )
+        refuse_stale_sampler(step, whole)
         return whole
 
     def _score(
@@ -139,12 +151,14 @@ class Collector:
         responses = tuple(completion.tokens for completion in completions)
         batch = Batch.of(ids, responses, self.encoder.pad_id, self.world.device)
         temperature = self.params.temperature
-        logprobs, values, entropies = self.forward(batch, temperature)
+        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True)
+        if self.forward is None:
+            logprobs, values, entropies = sampled, torch.zeros_like(sampled), torch.zeros_like(sampled)
+        else:
+            logprobs, values, entropies = (each.cpu() for each in self.forward(batch, temperature))
         reference = reference_logprobs(self.reference, batch, temperature)
         texts = [self.encoder.decode(response) for response in responses]
         mean, spread = self.scorer([prompt.text for prompt in prompts], texts)
-        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True)
-        gap = (sampled - logprobs.cpu()).abs().sum() / batch.mask().sum().cpu()
         return Experience(
             prompts=ids,
             responses=responses,
@@ -152,12 +166,12 @@ class Collector:
             scores=conservative(mean, spread, self.std_penalty).cpu(),
             spreads=spread.cpu(),
             violations=torch.tensor([float(self.violates is not None and self.violates(text)) for text in texts]),
-            logprobs=logprobs.cpu(),
+            logprobs=logprobs,
             sampled=sampled,
             reference=reference.cpu(),
-            values=values.cpu(),
-            entropies=entropies.cpu(),
-            sampler_gap=float(gap),
+            values=values,
+            entropies=entropies,
+            sampler_gap=sampler_gap(sampled, logprobs, batch.lengths.cpu()),
             generate_seconds=generate_seconds,
             score_seconds=time.monotonic() - began,
         )

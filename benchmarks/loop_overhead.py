@@ -1,0 +1,49 @@
+"""What the loops cost beyond the bare work: our step against generate, forward, backward and AdamW of the same rows.
+
+Two processes of one thread each take turns. The loop's side has in it all that a run has: session, history, metrics,
+checks, DeepSpeed's engine. The bare side calls the same kernels and nothing else (``trl_peers/bare.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import median, quantiles
+
+from benchmarks.report import Report
+from benchmarks.trl_peers.turns import PEERS, Case, Side, iqr, take_turns
+from benchmarks.trl_peers.world import SIZES, make
+
+CASES = [
+    Case(algorithm, size, lengths)
+    for size in SIZES
+    for algorithm in ("Reward", "DPO", "GRPO", "PPO")
+    for lengths in ("equal", "spread")
+]
+
+
+def main(names: list[str]) -> int:
+    page = Report("loop_overhead", "Our loops against the bare work of their steps", ("torch", "deepspeed"))
+    for case in CASES:
+        if names and case.name not in names:
+            continue
+        world = make(PEERS / "worlds", case.size)
+        sides = [Side(f"benchmarks.trl_peers.{side}", world, case) for side in ("ours", "bare")]
+        ours, bare = take_turns(sides, SIZES[case.size].timed)["seconds"]
+        name = f"{case.algorithm}, {case.size}, {case.lengths} lengths"
+        page.add(f"{name}: loop", 1000 * median(ours), "ms/step", samples=len(ours), spread=iqr(ours))
+        page.add(f"{name}: bare", 1000 * median(bare), "ms/step", samples=len(bare), spread=iqr(bare))
+        low, _, high = quantiles([own / other for own, other in zip(ours, bare, strict=True)], n=4)
+        overhead = median(ours) / median(bare) - 1
+        spread = f"IQR {100 * (low - 1):.0f} to {100 * (high - 1):.0f} %"
+        page.add(f"{name}: overhead", 100 * overhead, "%", samples=len(ours), spread=spread)
+        print(f"{case.name}: {1000 * median(ours):.1f} / {1000 * median(bare):.1f} ms", flush=True)
+    page.note(
+        "One thread each, in turns. With spread lengths each side generates the lengths that its own policy samples, "
+        "so that their work differs a little."
+    )
+    page.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
