@@ -23,11 +23,11 @@ TESTS = (
     "test_advantages.py",
     "test_algos.py",
     "test_bandit_optimum.py",
+    "test_bradley_terry.py",
     "test_distillation.py",
     "test_estimators.py",
     "test_lagrangian.py",
     "test_preference_losses.py",
-    "test_reward_model.py",
     "test_supervised.py",
 )
 PROJECT = """

@@ -129,9 +129,17 @@ POLICY_CASES = [
 
 # Only the API server sees these: the operator compares worlds, digests and names when it resolves them.
 SERVER_ONLY = {"groups that do not divide", "a teacher twice", "a teacher of nothing"}
-SELF_TAUGHT = Case(
-    "a job that teaches itself",
-    DISTILLATION,
-    {"spec.teacher.jobRef.name": "small-desk"},
-    ("spec.teacher", "name another PolicyOptimizationJob"),
-)
+SELF_REFERENCES = [
+    Case(
+        "a job that teaches itself",
+        DISTILLATION,
+        {"spec.teacher.jobRef.name": "small-desk"},
+        ("spec.teacher", "name another PolicyOptimizationJob"),
+    ),
+    Case(
+        "a job that starts from itself",
+        DISTILLATION,
+        {"spec.policy": {"jobRef": {"name": "small-desk"}}},
+        ("spec.policy", "name another PolicyOptimizationJob"),
+    ),
+]

@@ -140,7 +140,11 @@ FIXED = {
 KEPT = {
     "dpo": {"spec.preferences.digest": OTHER, "spec.auditRewardModel": DELETED, "spec.training.dpo.beta": 0.2},
     "sft": {"spec.demonstrations.uri": "pvc://feedback/more.jsonl", "spec.training.lora.rank": 8},
-    "distillation": {"spec.teacher.jobRef.name": "other-ppo", "spec.evaluation.minWinRate": 0.4},
+    "distillation": {
+        "spec.policy": {"jobRef": {"name": "other-sft"}},
+        "spec.teacher.jobRef.name": "other-ppo",
+        "spec.evaluation.minWinRate": 0.4,
+    },
 }
 EDITABLE = {
     "spec.trainer.numNodes": 1,

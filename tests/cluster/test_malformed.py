@@ -11,7 +11,7 @@ import pytest
 from rlhf_operator.kinds import reward_model_job
 from rlhf_operator.kinds.base import Observed, Settings
 from rlhf_operator.kinds.training.claims import claim_key
-from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_TAUGHT, Case
+from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SELF_REFERENCES, Case
 from tests.cluster.rest import Rest
 from tests.cluster.samples import CRDS, DELETED, changed, example
 from tests.property import cluster
@@ -50,7 +50,8 @@ CASES = [
     Case("text for a number", RM, {"spec.training.epochs": "two"}, ("spec.training.epochs", "must be of type integer")),
     Case("a list for an object", RM, {"spec.trainer": []}, ("spec.trainer", "must be of type object")),
     # identity
-    Case("no digest", RM, {"spec.baseModel.digest": DELETED}, ("spec.baseModel.digest: Required value",)),
+    Case("no digest", RM, {"spec.preferences.digest": DELETED}, ("spec.preferences.digest: Required value",)),
+    Case("a base without its digest", RM, {"spec.baseModel.digest": DELETED}, ("spec.baseModel", "is not an identity")),
     Case("digest of another algorithm", RM, {"spec.preferences.digest": "md5:00"}, ("spec.preferences", DIGEST_FORM)),
     Case("digest cut off", RM, {"spec.baseModel.digest": DIGEST[:-1]}, ("spec.baseModel.digest", DIGEST_FORM)),
     Case(
@@ -209,7 +210,7 @@ CASES = [
     Case("acknowledging no attempt", ACKNOWLEDGE, {"spec.attempt": DELETED}, ("spec.attempt", "goes with Acknowledge")),
     Case("a stage to acknowledge", ACKNOWLEDGE, {"spec.stage": 1}, ("spec.stage", "or remove it")),
     *POLICY_CASES,
-    SELF_TAUGHT,
+    *SELF_REFERENCES,
     Case("an expiry that is no time", APPROVE, {"spec.expiresAt": "soon"}, ("spec.expiresAt", "date-time")),
 ]
 

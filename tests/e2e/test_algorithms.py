@@ -26,6 +26,7 @@ PATIENCE = 600  # seconds; all of it together takes about three minutes on two i
 SMALL = {"requests": {"cpu": "150m", "memory": "768Mi"}, "limits": {"memory": "3Gi"}}
 AUDIT: Body = {"auditRewardModel": {"jobRef": {"name": "audit-rm"}}}
 REWARD: Body = {"rewardModel": {"jobRef": {"name": "careful-rm"}}}
+TUNED: Body = {"jobRef": {"name": "sft"}}
 SHORT: Body = {"generation": {"maxNewTokens": 12}}
 # Decided by 16 replies whatever they are: a bound that no interval can miss.
 LENIENT: Body = {"samples": 16, "minWinRate": 0.0, "maxViolationRate": 1.0}
@@ -45,10 +46,10 @@ class Desk:
     def source(self, path: str) -> Body:
         return {"uri": f"pvc://{CLAIM}/{path}", "digest": self._digests[path]}
 
-    def reward_model(self, name: str, preferences: str) -> None:
+    def reward_model(self, name: str, preferences: str, base: Body | None = None) -> None:
         self.namespace.create(
             name,
-            baseModel=self.source("models/desk-sft"),
+            baseModel=base or self.source("models/desk-sft"),
             preferences=self.source(preferences),
             training={"epochs": 1, "globalBatchSize": 64, "ensemble": {"members": 2}, "seed": 7},
             validation={"minAccuracy": 0.0, "maxCalibrationError": 1.0},
@@ -63,7 +64,7 @@ class Desk:
         self.namespace.create(
             name,
             "PolicyOptimizationJob",
-            policy=self.source("models/desk-sft"),
+            policy=inputs.pop("policy", None) or self.source("models/desk-sft"),
             prompts=self.source("feedback/prompts.jsonl"),
             training={"seed": 3, **training},
             evaluation=judged if evaluation is None else evaluation,
@@ -92,6 +93,7 @@ def desk(cluster_with_operator: Cluster) -> Iterator[Desk]:
     made = Desk(namespace)
     made.reward_model("careful-rm", "feedback/careful.jsonl")
     made.reward_model("audit-rm", "feedback/audit.jsonl")
+    made.reward_model("tuned-rm", "feedback/audit.jsonl", TUNED)
     made.policy(
         "sft",
         {"algorithm": "SFT", "steps": 12, "promptsPerStep": 32},
@@ -137,6 +139,7 @@ def desk(cluster_with_operator: Cluster) -> Iterator[Desk]:
             ],
             "generation": {"maxNewTokens": 4},
         },
+        policy=TUNED,
         **REWARD,
         **AUDIT,
     )
@@ -207,6 +210,14 @@ def test_ppo_lagrangian_raises_the_multiplier_of_a_constraint_that_cannot_be_met
     assert metrics["lengthMultiplier"] > 0.5
     assert 0.0 <= metrics["safetyMultiplier"] <= 5.0
     assert status["lineage"]["safetyFilter"] == desk.source(FILTER)["digest"]
+
+
+def test_a_policy_and_a_reward_model_start_from_what_sft_made(desk: Desk) -> None:
+    """The usual chain, by names alone: both waited for the tuned policy, and their lineage pins it."""
+    tuned = digest_of(desk, "sft", POLICY)
+    assert desk.finished("lagrangian")["lineage"]["policy"] == tuned
+    status = desk.namespace.ended("tuned-rm", "Complete", PATIENCE)
+    assert status["lineage"]["baseModel"] == tuned
 
 
 def test_a_student_learns_from_the_policy_of_another_job(desk: Desk) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from rlhf_operator.kinds.base import Key
-from rlhf_operator.kinds.policy_optimization_job.plan import references
+from rlhf_operator.kinds.training.upstream import references
 from rlhf_trainer.config import Algorithm
 from rlhf_trainer.wire import AttemptConfig
-from tests.unit.jobs_world import ALGORITHMS, World, algorithm_spec, digest, success
+from tests.unit.jobs_world import ALGORITHMS, World, algorithm_spec, digest, reward_spec, success
 
 KIND = "PolicyOptimizationJob"
 JUDGE = {"uri": "pvc://models/safety-filter.json", "digest": digest("5")}
@@ -104,6 +104,35 @@ def test_a_student_waits_for_a_validated_teacher() -> None:
     world.tick()
     assert world.status["lineage"]["teacher"] == digest("9")
     assert config_of(world).teacher is not None
+
+
+TUNED = {"jobRef": {"name": "sft"}}
+
+
+@pytest.mark.parametrize(
+    ("world", "field", "infix"),
+    [
+        (World(algorithm_spec("PPO", policy=TUNED), kind=KIND), "policy", "tune"),
+        (World(reward_spec(baseModel=TUNED)), "baseModel", "train"),
+    ],
+    ids=["policy", "base of a reward model"],
+)
+def test_what_another_job_tuned_is_where_training_starts(world: World, field: str, infix: str) -> None:
+    """SFT, then a reward model and PPO on its policy: a chain by names, pinned by digests."""
+    assert Key(KIND, "ml", "sft") in references(world.primary)
+    world.upstream("rm", "e")
+    world.tick()
+    assert f"spec.{field} waits for {KIND} sft, which does not exist" in world.condition("Progressing")["message"]
+    assert not world.children["Job"]
+    world.upstream("sft", "9", kind=KIND)
+    world.tick()
+    assert world.status["lineage"][field] == digest("9")
+    config = AttemptConfig.model_validate_json(world.children["ConfigMap"][f"rm-{infix}-a1"]["data"]["attempt.json"])
+    assert (config.policy or config.base_model) is not None
+    world.run_pods()
+    world.upstream("sft", "8", kind=KIND)
+    world.tick()
+    assert world.holds("Accepted") == ("False", "DigestMismatch")
 
 
 def test_a_teacher_that_changes_under_its_name_is_an_error() -> None:

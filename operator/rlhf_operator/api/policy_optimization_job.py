@@ -14,7 +14,10 @@ from rlhf_trainer.config import ONLINE, Evaluation, PolicyTraining, TrainingGuar
 
 
 class PolicyOptimizationJobSpec(TrainingJobSpec):
-    policy: Source = Field(description="The base policy: where training starts, and the reference it is held near.")
+    policy: ArtifactSource = Field(
+        description="The base policy: where training starts, and the reference it is held near. Of a "
+        "PolicyOptimizationJob (SFT, say), once that is Validated, or pinned."
+    )
     reward_model: ArtifactSource | None = Field(
         None, description="What PPO, GRPO, RLOO, ReinforcePlusPlus and BestOfN train against."
     )
@@ -85,6 +88,11 @@ class PolicyOptimizationJob(ApiSpec):
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
         *TRAINING_JOB_RULES,
+        Cel(
+            "!has(self.spec.policy.jobRef) || self.spec.policy.jobRef.name != self.metadata.name",
+            "spec.policy is this job itself, which would wait for ever: name another PolicyOptimizationJob",
+            field_path=".spec.policy",
+        ),
         Cel(
             "!has(self.spec.teacher) || !has(self.spec.teacher.jobRef)"
             " || self.spec.teacher.jobRef.name != self.metadata.name",

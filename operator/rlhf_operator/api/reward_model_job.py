@@ -6,14 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlhf_operator.api.meta import ApiSpec, Cel, PreserveUnknown, Source
+from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
 from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
 from rlhf_operator.api.training_status import TrainingJobStatus
 from rlhf_trainer.config import RewardModelTraining, RewardModelValidation
 
 
 class RewardModelJobSpec(TrainingJobSpec):
-    base_model: Source
+    base_model: ArtifactSource = Field(
+        description="A causal language model, whose trunk the reward model starts from; its tokenizer must be that of "
+        "the policies it will judge. Of a PolicyOptimizationJob (SFT, say), once that is Validated, or pinned."
+    )
     preferences: Source
     training: RewardModelTraining = RewardModelTraining()
     validation: RewardModelValidation = RewardModelValidation()

@@ -2,9 +2,8 @@
 
 from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJob
 from rlhf_operator.kinds.base import KindSpec
-from rlhf_operator.kinds.policy_optimization_job.plan import plan, references
-from rlhf_operator.kinds.training.claims import claims_named
-from rlhf_operator.kinds.training.table import CHILDREN, COLUMNS, OBSERVED_ONLY, RELATED
+from rlhf_operator.kinds.policy_optimization_job.plan import plan
+from rlhf_operator.kinds.training.table import CHILDREN, COLUMNS, OBSERVED_ONLY, RELATED, references
 
 SPEC = KindSpec(
     model=PolicyOptimizationJob,
@@ -15,7 +14,7 @@ SPEC = KindSpec(
     plan=plan,
     children=CHILDREN,
     observed_only=OBSERVED_ONLY,
-    references=lambda primary: references(primary) | claims_named(primary),
+    references=references,
     related=RELATED,
     printer_columns=COLUMNS,
 )

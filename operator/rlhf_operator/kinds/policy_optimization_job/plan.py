@@ -7,8 +7,8 @@ from typing import Any
 
 from rlhf_operator.api.meta import ArtifactSource, Source
 from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
-from rlhf_operator.kinds.base import Key, Object, Observed, Plan
-from rlhf_operator.kinds.training import lifecycle, upstream
+from rlhf_operator.kinds.base import Observed, Plan
+from rlhf_operator.kinds.training import lifecycle
 from rlhf_operator.kinds.training.job import JobKind
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_trainer.config import ONLINE
@@ -16,10 +16,6 @@ from rlhf_trainer.config import ONLINE
 
 def plan(observed: Observed) -> Plan:
     return lifecycle.plan(KIND, observed)
-
-
-def references(primary: Object) -> frozenset[Key]:
-    return upstream.references(primary)
 
 
 def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSource]:

@@ -3,8 +3,7 @@
 from rlhf_operator.api.reward_model_job import RewardModelJob
 from rlhf_operator.kinds.base import KindSpec
 from rlhf_operator.kinds.reward_model_job.plan import plan
-from rlhf_operator.kinds.training.claims import claims_named
-from rlhf_operator.kinds.training.table import CHILDREN, COLUMNS, OBSERVED_ONLY, RELATED
+from rlhf_operator.kinds.training.table import CHILDREN, COLUMNS, OBSERVED_ONLY, RELATED, references
 
 SPEC = KindSpec(
     model=RewardModelJob,
@@ -15,7 +14,7 @@ SPEC = KindSpec(
     plan=plan,
     children=CHILDREN,
     observed_only=OBSERVED_ONLY,
-    references=claims_named,
+    references=references,
     related=RELATED,
     printer_columns=COLUMNS,
 )

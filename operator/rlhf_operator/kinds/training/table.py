@@ -1,10 +1,27 @@
-"""The columns and children that both training kinds have in the table of kinds."""
+"""What both training kinds have in the table of kinds: children, what their specs name, columns."""
 
-from rlhf_operator.kinds.base import CONFIG_MAP, JOB, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, PrinterColumn
+from rlhf_operator.kinds.base import (
+    CONFIG_MAP,
+    JOB,
+    PERSISTENT_VOLUME_CLAIM,
+    POD,
+    SERVICE,
+    Key,
+    Object,
+    PrinterColumn,
+)
+from rlhf_operator.kinds.training import upstream
+from rlhf_operator.kinds.training.claims import claims_named
 
 CHILDREN = (JOB, SERVICE, CONFIG_MAP)
 OBSERVED_ONLY = (POD,)
 RELATED = (PERSISTENT_VOLUME_CLAIM,)
+
+
+def references(primary: Object) -> frozenset[Key]:
+    """The upstream jobs and the claims that a job names."""
+    return upstream.references(primary) | claims_named(primary)
+
 
 COLUMNS = (
     PrinterColumn("Phase", "string", ".status.phase"),

@@ -15,6 +15,8 @@ from rlhf_operator.kinds.training.storage import BadUri, Volume
 
 # Which kind of job a field's jobRef names.
 UPSTREAM_KINDS = {
+    "baseModel": "PolicyOptimizationJob",
+    "policy": "PolicyOptimizationJob",
     "rewardModel": "RewardModelJob",
     "auditRewardModel": "RewardModelJob",
     "teacher": "PolicyOptimizationJob",
