@@ -47,6 +47,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("Distillation", {"teacher": None}, {}, r"spec.teacher is missing"),
     ("Distillation", {"prompts": None}, {}, r"spec.prompts is missing"),
     ("DPO", {"teacher": SOMETHING}, {}, r"spec.teacher is given, but DPO makes no use of it; .* Distillation"),
+    ("KTO", {"reward_model": SOMETHING}, {}, r"spec.rewardModel is given, but KTO .* PPO, GRPO"),
     ("SFT", {"preferences": SOMETHING}, {}, r"spec.preferences is given, but SFT .* DPO, KTO"),
     ("Distillation", {"demonstrations": SOMETHING}, {}, r"spec.demonstrations is given"),
     ("DPO", {}, {"constraints": [LIMIT]}, r"training.constraints is given, but DPO makes no use of it"),
@@ -70,7 +71,7 @@ def test_missing_and_useless_inputs_are_refused_with_the_remedy(
 def test_what_an_algorithm_needs_is_enough(offline_world: OfflineWorld, algorithm: str) -> None:
     training = training_of(algorithm)
     check_needs(offline_world.config(Path("/out"), training), training)
-    check_needs(offline_world.config(Path("/out"), training, reward_model=SOMETHING, prompts=SOMETHING), training)
+    check_needs(offline_world.config(Path("/out"), training, audit_reward_model=SOMETHING, prompts=SOMETHING), training)
 
 
 def test_only_online_algorithms_insist_on_a_reward_model(offline_world: OfflineWorld) -> None:

@@ -31,7 +31,7 @@ def offline_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactor
 def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
     """Of every family: ZeRO 0 and 2, and the latter in two halves of two steps."""
     judged: dict[str, dict[str, Any]] = {name: {} for name in OFFLINE} | {
-        "KTO": {"reward_model": Located(path=str(world.policy.reward_model)), "evaluation": lenient()},
+        "KTO": {"audit_reward_model": Located(path=str(world.policy.audit)), "evaluation": lenient()},
         "Distillation": {
             "audit_reward_model": Located(path=str(world.policy.audit)),
             "evaluation": lenient(against=Opponent.TEACHER),
@@ -116,7 +116,7 @@ def test_what_there_is_no_judge_for_gets_no_verdict(attempts: dict[str, Any]) ->
     assert "winRate" not in attempts["DPO-zero2"]["metrics"]
     assert attempts["DPO-zero2"]["metrics"]["evaluationKl"] > 0
     (win_rate,) = attempts["KTO-zero2"]["verdicts"]
-    assert "judged by the reward model" in win_rate["message"]
+    assert "judged by the audit reward model" in win_rate["message"]
 
 
 def test_a_student_is_judged_against_its_teacher(attempts: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
-from rlhf_operator.api.policy_rules import READ_BY, RULES, broken
-from rlhf_trainer.config import Algorithm
+from rlhf_operator.api.policy_rules import RULES, broken
+from rlhf_trainer.config import READ_BY, Algorithm
 from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SERVER_ONLY, Case
 from tests.cluster.samples import changed, example
 from tests.unit.jobs_world import ALGORITHMS, World, policy_spec

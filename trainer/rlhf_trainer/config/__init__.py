@@ -21,11 +21,13 @@ from rlhf_trainer.config.base import (
 from rlhf_trainer.config.evaluation import BestOfNPreflight, Evaluation, Opponent, OverOptimization, SafetyFilterSource
 from rlhf_trainer.config.offline import DPO, KTO, Distillation, DistillationMode, Divergence, PreferenceLoss
 from rlhf_trainer.config.policy import (
+    FROM_PREFERENCES,
     GROUPED,
     GRPO,
     KL,
     ONLINE,
     PPO,
+    READ_BY,
     AdvantageScale,
     Algorithm,
     Constraint,
@@ -58,6 +60,7 @@ from rlhf_trainer.config.running import (
 
 __all__ = [
     "DPO",
+    "FROM_PREFERENCES",
     "GROUPED",
     "GRPO",
     "KL",
@@ -65,6 +68,7 @@ __all__ = [
     "ONLINE",
     "PPO",
     "PVC_URI",
+    "READ_BY",
     "AdvantageScale",
     "Algorithm",
     "BestOfNPreflight",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from rlhf_trainer.config import ONLINE, Algorithm, Evaluation, Opponent, PolicyTraining
+from rlhf_trainer.config import ONLINE, READ_BY, Algorithm, Evaluation, Opponent, PolicyTraining
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -15,26 +13,19 @@ _REMEDIES = {
     "demonstrations": "give a JSONL file of rows {prompt, response}",
     "teacher": "name the policy to learn from, with the tokenizer of spec.policy",
 }
-_NEEDED: Mapping[Algorithm, tuple[str, ...]] = {
-    **dict.fromkeys(ONLINE, ("rewardModel", "prompts")),
-    Algorithm.DPO: ("preferences",),
-    Algorithm.KTO: ("preferences",),
-    Algorithm.SFT: ("demonstrations",),
-    Algorithm.DISTILLATION: ("teacher", "prompts"),
-}
-# Of use whatever trains: prompts to evaluate on, and a reward model to judge by.
-_ALWAYS_OF_USE = {"prompts", "rewardModel"}
+# Beside READ_BY: who samples replies to prompts while training. The others are judged on them, where there are any.
+_SAMPLES = ONLINE | {Algorithm.DISTILLATION}
 
 
 def check_needs(config: AttemptConfig, training: PolicyTraining) -> None:
     """Raises Invalid naming the first field that is missing or of no use, and what to do."""
     algorithm = training.algorithm
-    needed = _NEEDED[algorithm]
     for name, located in _given(config).items():
-        if name in needed and located is None:
+        readers = READ_BY.get(name, _SAMPLES)
+        if algorithm in readers and located is None:
             raise Invalid(f"spec.{name} is missing: {algorithm.value} learns from it; {_REMEDIES[name]}")
-        if located is not None and name not in (*needed, *_ALWAYS_OF_USE):
-            users = ", ".join(other.value for other in Algorithm if name in _NEEDED[other])
+        if located is not None and algorithm not in readers and name in READ_BY:
+            users = ", ".join(other.value for other in Algorithm if other in readers)
             raise Invalid(
                 f"spec.{name} is given, but {algorithm.value} makes no use of it; remove it, "
                 f"or set training.algorithm to one of {users}"
@@ -62,10 +53,8 @@ def _check_evaluation(config: AttemptConfig, evaluation: Evaluation, algorithm: 
         return
     if algorithm is not Algorithm.DISTILLATION:
         raise Invalid(f"evaluation.against is teacher, but {algorithm.value} has none; set it to policy")
-    if config.reward_model is None and config.audit_reward_model is None:
-        raise Invalid(
-            "evaluation.against is teacher, but nothing can judge the two; give a rewardModel or an auditRewardModel"
-        )
+    if config.audit_reward_model is None:
+        raise Invalid("evaluation.against is teacher, but nothing can judge the two; give an auditRewardModel")
 
 
 def _given(config: AttemptConfig) -> dict[str, Located | None]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_operator.api.policy_rules.judging import EVALUATION
-from rlhf_operator.api.policy_rules.learning import BLOCKS, INPUTS, READ_BY, SAMPLING
+from rlhf_operator.api.policy_rules.learning import BLOCKS, INPUTS, SAMPLING
 from rlhf_operator.api.policy_rules.objective import CONSTRAINTS, DISTILLATION, POLICY_GRADIENT
 from rlhf_operator.api.policy_rules.rule import Rule, one_of
 
 if TYPE_CHECKING:
     from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 
-__all__ = ["READ_BY", "RULES", "Rule", "broken", "one_of"]
+__all__ = ["RULES", "Rule", "broken", "one_of"]
 
 RULES: tuple[Rule, ...] = (
     *INPUTS,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_operator.api.policy_rules.rule import FROM_PREFERENCES, Rule, one_of
-from rlhf_trainer.config import ONLINE, Algorithm, GuardrailMetric, Opponent
+from rlhf_operator.api.policy_rules.rule import Rule, one_of
+from rlhf_trainer.config import FROM_PREFERENCES, ONLINE, Algorithm, GuardrailMetric, Opponent
 
 # The rest is reported whatever trains.
 REPORTED_BY = {

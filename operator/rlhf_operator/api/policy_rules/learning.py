@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf_operator.api.policy_rules.rule import FROM_PREFERENCES, FROM_TEXTS, Rule, names, one_of
-from rlhf_trainer.config import DPO, GROUPED, GRPO, KTO, ONLINE, Algorithm, Distillation, Spec
+from rlhf_operator.api.policy_rules.rule import FROM_TEXTS, Rule, names, one_of
+from rlhf_trainer.config import DPO, GROUPED, GRPO, KTO, ONLINE, READ_BY, Algorithm, Distillation, Spec
 
 if TYPE_CHECKING:
     from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 
-READ_BY = {
-    "rewardModel": ONLINE,
-    "preferences": FROM_PREFERENCES,
-    "demonstrations": frozenset({Algorithm.SFT}),
-    "teacher": frozenset({Algorithm.DISTILLATION}),
-}
 _BLOCKS: tuple[tuple[str, type[Spec], frozenset[Algorithm]], ...] = (
     ("grpo", GRPO, frozenset({Algorithm.GRPO})),
     ("dpo", DPO, frozenset({Algorithm.DPO})),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_operator.api.meta import Cel
-from rlhf_trainer.config import ONLINE, Algorithm
+from rlhf_trainer.config import FROM_PREFERENCES, ONLINE, Algorithm
 
 if TYPE_CHECKING:
     from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 
-FROM_PREFERENCES = frozenset({Algorithm.DPO, Algorithm.KTO})
 FROM_TEXTS = FROM_PREFERENCES | {Algorithm.SFT}  # nothing is sampled while training
 CONSTRAINED = ONLINE - {Algorithm.BEST_OF_N}  # a policy gradient to put multipliers in
 
