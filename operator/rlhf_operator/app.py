@@ -98,7 +98,7 @@ class App:
     def _build(self) -> None:
         config, api, metrics = self._config, self._api, self._metrics
         self._store = Store(self._kinds)
-        self._queue = WorkQueue(metrics)
+        self._queue = WorkQueue(metrics, urgent={spec.kind for spec in self._kinds if spec.serves_users})
         self._gate = DecisionGate(metrics)
         self._session = aiohttp.ClientSession()  # to pods; never with the API server's credentials
         self._puller = Puller(http_fetch(self._session, _token), self._wake, metrics, now=_utcnow)

@@ -4,6 +4,7 @@
 * A key is never in two workers at once.
 * A delayed add keeps the earliest deadline; an immediate add replaces it.
 * `retry` backs off exponentially with jitter, per key, until `forget`.
+* Ready keys are handed out in the order of `lanes`.
 
 It lives in memory only: names of children are deterministic, applies are idempotent, and a restart lists everything.
 """
@@ -14,10 +15,10 @@ import asyncio
 import heapq
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from rlhf_operator.engine.lanes import Lanes
 from rlhf_operator.kinds.base import Key
 from rlhf_operator.obs.metrics import Metrics
 
@@ -35,12 +36,13 @@ class Backoff:
 
 
 class WorkQueue:
-    """For one event loop. `try_get` is the whole logic; `get` only waits for it."""
+    """For one event loop. `try_get` is the whole logic; `get` only waits for it. `urgent`: kinds that go first."""
 
     def __init__(
         self,
         metrics: Metrics,
         *,
+        urgent: Container[str] = (),
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         backoff: Backoff = Backoff(),
@@ -49,7 +51,7 @@ class WorkQueue:
         self._clock = clock
         self._rng = rng or random.Random()
         self._backoff = backoff
-        self._ready: OrderedDict[Key, float] = OrderedDict()  # key -> since when
+        self._ready = Lanes(urgent)
         self._deadlines: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
         self._working: dict[Key, float] = {}
@@ -65,7 +67,7 @@ class WorkQueue:
         if key in self._working:
             self._again.add(key)
         elif key not in self._ready:
-            self._ready[key] = self._clock()
+            self._ready.put(key, self._clock())
             self._changed.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -90,6 +92,11 @@ class WorkQueue:
         """The key's last pass was fine: its next strike is the first."""
         self._strikes.pop(key, None)
 
+    def gone(self, key: Key) -> None:
+        """The key's object does not exist any more."""
+        self.forget(key)
+        self._ready.gone(key)
+
     def try_get(self) -> Key | None:
         """The next key to work on, if there is one now. Answer with `done`."""
         now = self._clock()
@@ -97,9 +104,11 @@ class WorkQueue:
             deadline, key = heapq.heappop(self._heap)
             if self._deadlines.get(key) == deadline:  # else it was moved or cancelled
                 self.add(key)
-        if not self._ready or self._closed:
+        taken = None if self._closed else self._ready.take()
+        if taken is None:
             return None
-        key, since = self._ready.popitem(last=False)
+        key, since = taken
+        self._ready.looked_at(key)
         self._working[key] = now
         self._metrics.queue_wait.observe(now - since)
         return key

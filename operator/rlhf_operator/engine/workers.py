@@ -85,6 +85,8 @@ def _schedule(queue: WorkQueue, key: Key, result: Result) -> None:
             queue.retry(key)  # at once, unless it happens again and again
         case Ended.ERROR:
             queue.retry(key, at_least=result.after or 0.0)
+        case Ended.GONE:
+            queue.gone(key)
         case _:
             queue.forget(key)
             if result.after is not None:

@@ -168,4 +168,5 @@ class KindSpec:
     references: Callable[[Object], frozenset[Key]] = lambda _primary: frozenset()
     related: tuple[Resource, ...] = ()  # watched whoever made them, never written (PersistentVolumeClaims)
     printer_columns: tuple[PrinterColumn, ...] = ()
+    serves_users: bool = False  # its passes go before those of other kinds
     error_condition: str = "Accepted"  # the condition in which the engine says why it cannot execute a plan

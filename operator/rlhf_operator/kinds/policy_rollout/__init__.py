@@ -46,5 +46,6 @@ SPEC = KindSpec(
         PrinterColumn("Reason", "string", ".status.conditions[?(@.type=='Progressing')].reason"),
         PrinterColumn("Message", "string", ".status.conditions[?(@.type=='Progressing')].message", priority=1),
     ),
+    serves_users=True,
     error_condition="Ready",
 )
