@@ -20,7 +20,7 @@ from typing import Any
 from scipy import stats
 from transformers import AutoTokenizer
 
-from benchmarks.policy_quality import python, train
+from benchmarks.harness.training import python, train
 from benchmarks.report import Report
 from rlhf_trainer.config import Evaluation, PolicyTraining
 from rlhf_trainer.desk.datasets import write_rows

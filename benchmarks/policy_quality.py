@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,15 +22,13 @@ from scipy import stats
 
 from benchmarks.report import Report
 from rlhf_trainer.config import (
-    Checkpoints,
     Evaluation,
     HumanScores,
     PolicyTraining,
     RewardModelTraining,
     RewardModelValidation,
 )
-from rlhf_trainer.wire import AttemptConfig, Located, Result, VerdictState
-from tests.trainer.training_world import free_port
+from rlhf_trainer.wire import Located, VerdictState
 
 RANKS = 2
 REWARD = RewardModelTraining(epochs=3, learning_rate=0.002, seed=7)
@@ -110,55 +107,16 @@ def reward_fields(world: Path, labels: str) -> dict[str, Any]:
     }
 
 
-def policy_fields(world: Path, reward_model: str, audit: str) -> dict[str, Any]:
+def policy_fields(world: Path, reward_model: str, audit: str | None = None) -> dict[str, Any]:
     return {
         "kind": "PolicyOptimizationJob",
         "policy": Located(path=str(world / "models/desk-sft")),
         "reward_model": Located(path=reward_model),
-        "audit_reward_model": Located(path=audit),
+        "audit_reward_model": None if audit is None else Located(path=audit),
         "prompts": Located(path=str(world / "feedback/prompts.jsonl")),
         "policy_training": POLICY,
         "evaluation": Evaluation(),
     }
-
-
-def train(folder: Path, name: str, fields: dict[str, Any]) -> Result:
-    """One attempt under the launcher, as in a pod; a failed gate is an outcome, anything else an error."""
-    output = folder / name
-    config = AttemptConfig(
-        namespace="benchmark",
-        name=name,
-        uid=name,
-        attempt=1,
-        world_size=RANKS,
-        config_digest="sha256:" + "0" * 64,
-        output=Located(path=str(output)),
-        checkpoints=Checkpoints(every_steps=1000, keep_last=1),
-        **fields,
-    )
-    path = folder / f"{name}.json"
-    path.write_text(config.to_json())
-    environment = {
-        "RLHF_ATTEMPT_CONFIG": str(path),
-        "RLHF_TERMINATION_LOG": str(folder / f"{name}.end"),
-        "RLHF_STATUS_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "PET_NNODES": "1",
-        "PET_NODE_RANK": "0",
-        "PET_NPROC_PER_NODE": str(RANKS),
-        "PET_MASTER_ADDR": "localhost",
-        "PET_MASTER_PORT": str(free_port()),
-    }
-    subprocess.run([sys.executable, "-m", "rlhf_trainer.launch"], env={**os.environ, **environment}, check=False)
-    result = Result.model_validate_json((output / "a1" / "result.json").read_bytes())
-    assert result.artifact is not None, result.message
-    return result
-
-
-def python(module: str, *arguments: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def write(worlds: list[World]) -> None:

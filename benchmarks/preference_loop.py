@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.policy_quality import policy_fields, python, reward_fields, train
+from benchmarks.harness.training import python, train
+from benchmarks.policy_quality import policy_fields, reward_fields
 from benchmarks.report import Report
 from rlhf_trainer.config import RewardModelTraining
 from rlhf_trainer.wire import Located
@@ -73,7 +74,7 @@ def play_round(folder: Path, world: Path, name: str, labels: list[str]) -> tuple
     fields = {**reward_fields(world, "careful"), "preferences": Located(path=str(path))}
     reward = train(folder, f"{name}-reward", {**fields, "reward_model_training": REWARD})
     assert reward.artifact is not None
-    policy = train(folder, f"{name}-policy", policy_fields(world, reward.artifact.path, reward.artifact.path))
+    policy = train(folder, f"{name}-policy", policy_fields(world, reward.artifact.path))
     assert policy.artifact is not None
     base = str(world / "models/desk-sft")
     arguments = ("judge", "--policy", policy.artifact.path, "--against", base, "--samples", "1000")

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
+from benchmarks.harness.training import attempt
 from benchmarks.report import Report
-from rlhf_trainer.config import Checkpoints, Evaluation, PolicyTraining, RewardModelTraining, RewardModelValidation
+from rlhf_trainer.config import Evaluation, PolicyTraining, RewardModelTraining, RewardModelValidation
 from rlhf_trainer.desk.world import Sizes, generate
 from rlhf_trainer.wire import AttemptConfig, Located
 from tests.trainer.training_world import free_port
@@ -79,8 +79,8 @@ def main() -> int:
 
 def reward_config(folder: Path, stage: int) -> AttemptConfig:
     training = RewardModelTraining(epochs=2, deepspeed={"zero_stage": stage})
-    return attempt(
-        folder / f"reward-{stage}",
+    return AttemptConfig(
+        **attempt(folder / f"reward-{stage}", f"reward-{stage}", RANKS),
         kind="RewardModelJob",
         base_model=Located(path=str(folder / "world/models/desk-sft")),
         preferences=Located(path=str(folder / "world/feedback/careful.jsonl")),
@@ -90,28 +90,14 @@ def reward_config(folder: Path, stage: int) -> AttemptConfig:
 
 
 def policy_config(folder: Path, stage: int) -> AttemptConfig:
-    return attempt(
-        folder / f"policy-{stage}",
+    return AttemptConfig(
+        **attempt(folder / f"policy-{stage}", f"policy-{stage}", RANKS),
         kind="PolicyOptimizationJob",
         policy=Located(path=str(folder / "world/models/desk-sft")),
         reward_model=Located(path=str(folder / "reward-0/a1/artifact")),
         prompts=Located(path=str(folder / "world/feedback/prompts.jsonl")),
         policy_training=PolicyTraining(steps=WARM_UP + TIMED, deepspeed={"zero_stage": stage}),
         evaluation=Evaluation(min_win_rate=0.0, samples=16),
-    )
-
-
-def attempt(output: Path, **fields: Any) -> AttemptConfig:
-    return AttemptConfig(
-        namespace="benchmark",
-        name=output.name,
-        uid=output.name,
-        attempt=1,
-        world_size=RANKS,
-        config_digest="sha256:" + "0" * 64,
-        output=Located(path=str(output)),
-        checkpoints=Checkpoints(every_steps=1000, keep_last=1),
-        **fields,
     )
 
 

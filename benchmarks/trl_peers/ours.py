@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.training import attempt
 from benchmarks.trl_peers.pipe import Stepper
 from benchmarks.trl_peers.world import EQUAL, LONGEST, SAMPLES, SIZES
-from rlhf_trainer.config import Checkpoints, Evaluation, PolicyTraining, RewardModelTraining, RewardModelValidation
+from rlhf_trainer.config import Evaluation, PolicyTraining, RewardModelTraining, RewardModelValidation
 from rlhf_trainer.distributed import join
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.loops.common import Session, StopSignal
@@ -52,16 +53,7 @@ def _endless(trainer: Any, lm: Any) -> CachedGenerator:
 
 
 def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) -> AttemptConfig:
-    fields: dict[str, Any] = {
-        "namespace": "benchmark",
-        "name": "steps",
-        "uid": "steps",
-        "attempt": 1,
-        "world_size": 1,
-        "config_digest": "sha256:" + "0" * 64,
-        "output": Located(path=str(output)),
-        "checkpoints": Checkpoints(every_steps=STEPS, keep_last=1),
-    }
+    fields: dict[str, Any] = attempt(output, "steps", 1)
     limit = EQUAL if lengths == "equal" else LONGEST
     pairs = Located(path=str(world / f"pairs-{lengths}.jsonl"))
     policy = Located(path=str(world / "policy"))

@@ -94,6 +94,12 @@ def test_accuracy_is_the_share_of_decided_pairs_ranked_as_labelled() -> None:
     assert accuracy(delta, torch.full((5,), 0.5)) == (0.0, 0)
 
 
+@pytest.mark.parametrize("label", [0.0, 0.3, 1.0])
+def test_a_model_that_ranks_nothing_is_right_by_half(label: float) -> None:
+    """Whichever side the better texts stand on: scores that are all equal must not look like knowledge."""
+    assert accuracy(torch.zeros(4), torch.full((4,), label)) == (0.5, 4)
+
+
 def noisy(scale: float, count: int = 4000) -> tuple[Tensor, Tensor]:
     """Differences over-confident by ``scale``, and labels drawn from the truth."""
     draws = torch.Generator().manual_seed(1)
@@ -110,6 +116,21 @@ def test_a_known_temperature_is_recovered_and_is_the_likeliest(scale: float) -> 
     inverse = torch.tensor(1 / found, dtype=torch.float64)
     slope = ((torch.sigmoid(inverse * delta.float().double()) - labels) * delta).mean() / delta.abs().mean()
     assert abs(float(slope)) < 1e-9
+
+
+def test_newton_settles_whatever_the_scores_are_like() -> None:
+    """Heavy tails, few pairs, scales over six powers of ten: at the optimum, or at the bound beyond which it lies."""
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        count = int(torch.randint(3, 40, (1,), generator=draws))
+        size = 10 ** (6 * torch.rand(1, generator=draws, dtype=torch.float64) - 3)
+        noise = torch.randn(2, count, generator=draws, dtype=torch.float64)
+        delta = size * noise[0] * torch.exp(2 * noise[1])
+        labels = (torch.rand(count, generator=draws, dtype=torch.float64) < torch.sigmoid(delta / size)).double()
+        found = fit_temperature(delta, labels)
+        slope = float(((torch.sigmoid(delta / found) - labels) * delta).mean() / delta.abs().mean())
+        beyond = (found < 1.001e-3 and slope < 0) or (found > 999 and slope > 0)
+        assert abs(slope) < 1e-6 or beyond, (found, slope)
 
 
 def test_a_temperature_stays_within_its_bounds() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gate_seeds import Sizes, holds, play
 
-SIZES = Sizes(pairs=2000, other_pairs=800, scores=300, prompts=10, bases=1, base_steps=(220, 110), members=1)
+SIZES = Sizes(pairs=2000, other_pairs=800, scores=300, prompts=10, bases=1, base_steps=(220, 110), epochs=3)
 LABELS = ("careful", "careless", "small")
 
 

@@ -109,6 +109,12 @@ def test_verdicts_are_decided_on_bounds() -> None:
     assert accuracy_verdict("accuracy", good.take(np.arange(5)), 0.65).needed == 25
 
 
+def test_scores_that_are_all_equal_are_right_by_half() -> None:
+    equal = HeldOut(np.zeros(100), np.zeros(100), tuple(map(str, range(100))))
+    verdict = accuracy_verdict("accuracy", equal, 0.65)
+    assert (verdict.estimate, verdict.state) == (0.5, VerdictState.FAIL)
+
+
 def test_clustering_by_prompt_widens_the_interval() -> None:
     pairs = synthetic(7, count=1000)
     correct = (pairs.delta > 0) == (pairs.probability_a > 0.5)

@@ -49,18 +49,20 @@ def aspect_loss(delta: Tensor, probability_a: Tensor, weight: Tensor) -> Tensor:
 
 
 def accuracy(delta: Tensor, probability_a: Tensor) -> tuple[float, int]:
-    """Share of pairs ranked as labelled, and how many had a label to agree with (ties have none)."""
+    """Share of pairs ranked as labelled, and how many had a label to agree with (ties have none). Equal scores are
+    half right: otherwise a model without an opinion would be as right as one side of the data is often the better."""
     decided = probability_a != 0.5
     count = int(decided.sum())
-    correct = ((delta > 0) == (probability_a > 0.5)) & decided
-    return (float(correct.sum()) / count if count else 0.0), count
+    agreement = delta.sign() * (2 * probability_a - 1).sign()
+    return (float((0.5 + 0.5 * agreement)[decided].mean()) if count else 0.0), count
 
 
 def fit_temperature(delta: Tensor, probability_a: Tensor, iterations: int = 50) -> float:
     """The T > 0 that makes ``sigmoid(delta / T)`` most likely (Guo et al. 2017, for two classes).
 
-    The loss is convex in 1/T, so Newton's method from T = 1 finds its only minimum; 1/T is kept within [1e-3, 1e3]:
-    scores that order nothing end at the flattest, separable ones at the sharpest temperature.
+    The loss is convex in 1/T, so Newton's method from T = 1 finds its only minimum. 1/T is kept within [1e-3, 1e3],
+    which also holds steps back where the curve is nearly straight; scores that order nothing end at the flattest,
+    separable ones at the sharpest temperature.
     """
     delta, probability_a = delta.double(), probability_a.double()
     inverse = torch.tensor(1.0, dtype=torch.float64)
@@ -68,9 +70,7 @@ def fit_temperature(delta: Tensor, probability_a: Tensor, iterations: int = 50) 
         predicted = torch.sigmoid(inverse * delta)
         gradient = ((predicted - probability_a) * delta).mean()
         curvature = (predicted * (1 - predicted) * delta.square()).mean()
-        # A step of at most a factor of two keeps Newton from overshooting where the curve is nearly straight.
-        proposed = inverse - gradient / curvature.clamp_min(1e-12)
-        updated = proposed.clamp(min=float(inverse) / 2, max=float(inverse) * 2).clamp(1e-3, 1e3)
+        updated = (inverse - gradient / curvature.clamp_min(1e-12)).clamp(1e-3, 1e3)
         if abs(float(updated - inverse)) < 1e-12 * float(inverse):
             break
         inverse = updated

@@ -32,9 +32,9 @@ class HeldOut:
         return np.not_equal(self.probability_a, 0.5)
 
     @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """Ranked as labelled; without meaning for ties."""
-        return np.equal(self.delta > 0, self.probability_a > 0.5)
+    def correct(self) -> Floats:
+        """1 where ranked as labelled, 0 where against it, one half for equal scores; without meaning for ties."""
+        return 0.5 + 0.5 * np.sign(self.delta) * np.sign(self.probability_a - 0.5)
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> HeldOut:
         chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows

@@ -105,7 +105,7 @@ def accuracy_verdict(metric: str, pairs: HeldOut, threshold: float) -> Verdict:
     decided = pairs.take(pairs.decided)
     if len(decided.delta) < _MIN_PAIRS:
         return too_few(metric, len(decided.delta), _MIN_PAIRS, threshold, "held-out pairs that are not ties")
-    interval = clustered_mean(decided.correct.astype(float).tolist(), list(decided.prompts))
+    interval = clustered_mean(decided.correct.tolist(), list(decided.prompts))
     return at_least(metric, interval, threshold, "share of held-out pairs ranked as labelled")
 
 
@@ -176,7 +176,7 @@ def cohort_gaps(pairs: HeldOut, cohorts: Sequence[str]) -> dict[str, Interval]:
 
     def accuracy(rows: np.typing.NDArray[np.bool_]) -> Interval:
         side = pairs.take(rows)
-        return clustered_mean(side.correct.astype(float).tolist(), list(side.prompts), confidence)
+        return clustered_mean(side.correct.tolist(), list(side.prompts), confidence)
 
     return {
         name: absolute(difference(accuracy(decided & (of == name)), accuracy(decided & (of != name)))) for name in names
