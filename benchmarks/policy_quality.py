@@ -20,6 +20,7 @@ from typing import Any
 
 from scipy import stats
 
+from benchmarks.harness.training import python, train
 from benchmarks.report import Report
 from rlhf_trainer.config import (
     Evaluation,
