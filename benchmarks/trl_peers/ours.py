@@ -31,13 +31,13 @@ def main(world: Path, algorithm: str, size_name: str, lengths: str) -> None:
     torch.set_num_threads(1)
     stepper, plain = Stepper(), Session.finish_step
     if lengths == "equal":
-        OnlineTrainer.generator = _endless  # type: ignore[method-assign]
+        OnlineTrainer.generator = _endless  # type: ignore[method-assign, assignment]
 
     def finish_step(session: Session, done: int, metrics: Mapping[str, float]) -> None:
         plain(session, done, metrics)
         stepper.ended(metrics.get("responseLength", 0.0))
 
-    Session.finish_step = finish_step  # type: ignore[method-assign]
+    Session.finish_step = finish_step  # type: ignore[method-assign, assignment]
     output = Path(tempfile.mkdtemp(prefix="trl-steps-"))
     os.environ["RLHF_STATUS_PORT"], os.environ["RLHF_RANKS_FOLDER"] = "0", str(output / "ranks")
     config = _config(world, output, algorithm, SIZES[size_name].rows, lengths)
