@@ -373,3 +373,19 @@ def _subset(desired: Any, live: Any) -> bool:
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(_subset(value, live.get(key)) for key, value in desired.items())
     return bool(desired == live)
+
+
+A_NAME, B_NAME, C_NAME = (f"desk-{letter * 10}" for letter in "abc")
+SAFETY_ONLY = [{"metric": "safetyViolationRate", "margin": 0.05}]
+
+
+def trying(digest: str = B, **spec: Any) -> World:
+    """A world with A stable and another policy as the candidate in its first stage."""
+    world = World(**spec).serving()
+    world.spec(policy=source(digest))
+    world.settle()
+    return world
+
+
+def names(world: World, kind: str) -> set[str]:
+    return {name for found, name in world.children if found == kind}

@@ -1,4 +1,4 @@
-"""The plan of a PolicyRollout, situation by situation, in a small cluster in memory."""
+"""The plan of a PolicyRollout on the way up: stages, evidence and what holds them, the split."""
 
 from __future__ import annotations
 
@@ -7,26 +7,19 @@ from typing import Any
 
 import pytest
 
-from rlhf_operator.kinds.base import Key
-from tests.unit.rollout_world import GUARDRAILS, STAGES, A, B, C, World, source
-
-A_NAME, B_NAME, C_NAME = (f"desk-{letter * 10}" for letter in "abc")
-SAFETY_ONLY = [{"metric": "safetyViolationRate", "margin": 0.05}]
-
-
-def trying(digest: str = B, **spec: Any) -> World:
-    """A world with A stable and another policy as the candidate in its first stage."""
-    world = World(**spec).serving()
-    world.spec(policy=source(digest))
-    world.settle()
-    return world
-
-
-def names(world: World, kind: str) -> set[str]:
-    return {name for found, name in world.children if found == kind}
-
-
-# The way up
+from tests.unit.rollout_world import (
+    A_NAME,
+    B_NAME,
+    GUARDRAILS,
+    SAFETY_ONLY,
+    STAGES,
+    A,
+    B,
+    World,
+    names,
+    source,
+    trying,
+)
 
 
 def test_the_first_policy_goes_straight_to_stable() -> None:
@@ -210,9 +203,6 @@ def test_a_promotion_needs_every_guardrail_to_pass_and_says_what_is_missing() ->
     assert verdict["etaSeconds"] == pytest.approx(verdict["needed"] / 10.0, rel=0.3)
 
 
-# No evidence
-
-
 def test_without_traffic_nothing_is_promoted_or_rolled_back_and_nothing_is_written() -> None:
     world = trying()
     writes = len(world.writes)
@@ -268,306 +258,6 @@ def test_blind_for_too_long_rolls_back_where_that_is_asked_for() -> None:
     world.run(60)
     assert (world.entry(B)["state"], world.entry(B)["reason"]) == ("Rejected", "MetricsBlind")
     assert world.config.canary is None
-
-
-# The way down
-
-
-def test_a_leaking_candidate_is_rolled_back_with_the_test_n_and_the_bound() -> None:
-    world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_bad=0.5, stable_bad=0.05)
-    entry = world.entry(B)
-    assert (entry["state"], entry["reason"]) == ("Rejected", "GuardrailCrossed")
-    assert "safetyViolationRate in stage 0" in entry["message"]
-    assert "conditional binomial e-process reached 100" in entry["message"]
-    verdict = next(v for v in entry["verdicts"] if v["metric"] == "safetyViolationRate")
-    assert verdict["state"] == "Fail"
-    assert verdict["eValue"] >= verdict["bound"] == 100
-    assert 5 < verdict["n"] < 100
-    assert (world.config.canary, world.config.canary_weight_percent) == (None, 0.0)
-    assert B_NAME not in names(world, "Deployment") | names(world, "Service")
-    assert world.condition("Degraded")["reason"] == "DigestRejected"
-
-
-def test_a_rollback_that_is_over_stays_over_while_a_gateway_restarts() -> None:
-    world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_bad=0.5)
-    for gateway in world.gateways.values():
-        gateway.config = None
-    world.follow = False
-    world.pull()
-    world.settle()
-    assert world.condition("RouteProgrammed")["status"] == "False"
-    assert world.status["phase"] == "RolledBack"
-
-
-def test_failing_answers_roll_back_by_availability() -> None:
-    world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_failed=0.3)
-    assert "availability in stage 0" in world.entry(B)["message"]
-
-
-def test_slow_answers_roll_back_by_the_share_above_stables_percentile() -> None:
-    world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_slow=0.5)
-    assert "latencyP95 in stage 0" in world.entry(B)["message"]
-    assert "slower than stable's 95th percentile" in world.entry(B)["message"]
-
-
-def test_the_route_is_confirmed_at_zero_before_the_pods_go() -> None:
-    world = trying(stages=STAGES[1:])
-    world.follow = False  # the gateways are slow to take up what is written
-    world.gateways_follow()
-    world.pull()
-    world.settle()
-    world.until("RollingBack", canary_bad=0.5)
-    assert world.config.canary is None
-    assert B_NAME in names(world, "Deployment")
-    world.run(5, per_second=0)
-    assert B_NAME in names(world, "Deployment")
-    world.follow = True
-    for gateway in world.gateways.values():
-        gateway.in_flight = {B_NAME: 2}
-    world.run(2, per_second=0)
-    assert world.status["phase"] == "RollingBack"
-    assert B_NAME in names(world, "Deployment")  # two answers are still being given
-    for gateway in world.gateways.values():
-        gateway.in_flight = {}
-    world.run(2, per_second=0)
-    assert world.status["phase"] == "RolledBack"
-    assert B_NAME not in names(world, "Deployment")
-
-
-def test_lost_endpoints_mean_weight_zero_in_the_very_pass() -> None:
-    world = trying()
-    world.until("Progressing")
-    world.run(2)
-    assert world.config.canary_weight_percent == 10.0
-    world.broken.add(B_NAME)
-    world.kubelet()
-    world.step()
-    assert (world.config.canary, world.config.canary_weight_percent) == (None, 0.0)
-    assert world.condition("Progressing")["reason"] == "CandidateUnavailable"
-    world.broken.clear()
-    world.settle()
-    assert world.config.canary_weight_percent == 10.0
-    world.until("Healthy")
-
-
-def test_a_crash_loop_is_a_rollback() -> None:
-    world = trying()
-    world.until("Progressing")
-    world.crashing.add(B_NAME)
-    world.kubelet()
-    world.step()
-    assert world.config.canary is None
-    assert (world.entry(B)["state"], world.entry(B)["reason"]) == ("Rejected", "CandidateUnavailable")
-    assert "keeps crashing" in world.entry(B)["message"]
-
-
-def test_restarts_of_the_past_are_no_crash_loop_but_restarts_without_an_end_are() -> None:
-    world = trying()
-    world.restarts[B_NAME] = 9
-    world.settle()
-    assert world.entry(B)["state"] == "Candidate"
-    world.broken.add(B_NAME)
-    world.settle()
-    assert (world.entry(B)["state"], world.entry(B)["reason"]) == ("Rejected", "CandidateUnavailable")
-
-
-def test_a_rollback_does_not_wait_for_stable_to_be_healthy() -> None:
-    world = trying()
-    world.until("Progressing")
-    world.broken.add(A_NAME)
-    world.crashing.add(B_NAME)
-    world.kubelet()
-    world.step()
-    assert world.config.canary is None
-    assert world.condition("StableAvailable")["status"] == "False"
-
-
-def test_abort_by_decision_and_rejection_until_cleared() -> None:
-    world = trying()
-    world.decide("Abort", B, by="grace")
-    world.settle()
-    assert world.status["phase"] == "RolledBack"
-    assert world.entry(B)["message"] == "aborted by grace: looked at it"
-    trial = world.status["trial"]
-    world.run(30)
-    assert world.status["trial"] == trial  # the digest stays refused
-    world.now += timedelta(seconds=5)
-    world.decide("ClearRejection", B)
-    world.settle()
-    assert (world.entry(B)["state"], world.status["trial"]) == ("Candidate", trial + 1)
-    assert "ada (d1)" in next(e for e in world.status["revisions"] if e["digest"] == B)["clearedBy"]
-    world.until("Healthy")  # the old abort is about the old trial
-    assert world.entry(B)["state"] == "Stable"
-
-
-def test_a_digest_that_failed_a_guardrail_is_refused_even_after_the_spec_moved_on() -> None:
-    world = trying(stages=STAGES[1:])
-    world.until("RolledBack", canary_bad=0.5)
-    world.spec(policy=source(A))
-    world.settle()
-    assert world.status["phase"] == "Healthy"
-    world.spec(policy=source(B))
-    world.settle()
-    assert (world.status["phase"], world.condition("Progressing")["reason"]) == ("RolledBack", "DigestRejected")
-    assert B in world.condition("Progressing")["message"]
-    assert "ClearRejection" in world.condition("Progressing")["message"]
-
-
-def test_an_abort_is_forgotten_when_the_spec_moves_on() -> None:
-    world = trying()
-    world.decide("Abort", B)
-    world.settle()
-    world.spec(policy=source(A))
-    world.settle()
-    world.now += timedelta(seconds=2)
-    world.spec(policy=source(B))
-    world.settle()
-    assert world.entry(B)["state"] == "Candidate"
-
-
-# Candidates that come and go
-
-
-def test_a_newer_candidate_replaces_the_one_under_test_with_fresh_evidence() -> None:
-    world = trying()
-    world.run(2)
-    assert world.status["stageSamples"] > 0
-    world.spec(policy=source(C))
-    world.settle()
-    assert (world.entry(B)["state"], world.entry(C)["state"]) == ("Superseded", "Candidate")
-    assert (world.status["stage"], world.status["stageSamples"], world.status["trial"]) == (0, 0, 2)
-    assert B_NAME not in names(world, "Deployment")
-    world.until("Healthy")
-    assert world.entry(C)["state"] == "Stable"
-
-
-def test_a_spec_that_is_reverted_in_mid_ramp_takes_the_candidate_out() -> None:
-    world = trying()
-    world.until("Progressing")
-    world.spec(policy=source(A))
-    world.settle()
-    assert (world.status["phase"], world.config.canary) == ("Healthy", None)
-    assert world.entry(B)["state"] == "Superseded"
-
-
-def test_an_old_trial_of_the_same_digest_lends_no_evidence() -> None:
-    world = trying()
-    world.run(2)
-    world.spec(policy=source(A))
-    world.settle()
-    world.now += timedelta(seconds=2)
-    world.spec(policy=source(B))
-    world.settle()
-    assert (world.status["stageSamples"], world.status["trial"]) == (0, 2)
-
-
-def test_changed_stages_or_guardrails_start_the_trial_again() -> None:
-    world = trying()
-    world.run(2)
-    world.spec(guardrails=SAFETY_ONLY)
-    world.settle()
-    assert (world.status["trial"], world.status["stageSamples"]) == (2, 0)
-    assert world.entry(B)["state"] == "Candidate"
-
-
-def test_an_upstream_job_hands_its_policy_over_when_it_is_complete() -> None:
-    world = World(policy={"jobRef": {"name": "tuned"}})
-    world.settle()
-    assert (world.status["phase"], world.condition("Progressing")["reason"]) == ("Pending", "WaitingForUpstream")
-    assert "does not exist" in world.condition("Progressing")["message"]
-    job = {"metadata": {"name": "tuned"}, "status": {"phase": "Running", "artifact": source(B)}}
-    key = Key("PolicyOptimizationJob", "team", "tuned")
-    world.related[key] = job
-    world.settle()
-    assert "it is Running" in world.condition("Progressing")["message"]
-    job["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
-    world.settle()
-    assert (world.status["phase"], world.entry(B)["state"]) == ("Healthy", "Stable")
-
-
-# People
-
-
-def approval_world() -> World:
-    stages = [{"weightPercent": 50, "minSamples": 50, "approval": "Required"}, STAGES[2]]
-    world = trying(stages=stages, guardrails=SAFETY_ONLY)
-    world.until("AwaitingApproval")
-    return world
-
-
-def test_a_stage_waits_for_its_approval_and_the_ledger_names_who_gave_it() -> None:
-    world = approval_world()
-    assert world.condition("Approved")["status"] == "False"
-    assert B in world.condition("Progressing")["message"]
-    world.run(60)
-    assert world.status["stage"] == 0
-    world.decide("Approve", B, stage=0, by="grace")
-    world.settle()
-    assert world.status["stage"] == 1
-    assert world.entry(B)["approvals"] == ["stage 0: grace (d0): looked at it"]
-
-
-@pytest.mark.parametrize(
-    ("digest", "stage", "more"),
-    [(C, 0, {}), (B, 1, {}), (B, 0, {"expiresAt": "2026-11-23T12:00:01Z"})],
-    ids=["another digest", "another stage", "expired"],
-)
-def test_an_approval_of_something_else_does_not_count(digest: str, stage: int, more: dict[str, str]) -> None:
-    world = approval_world()
-    world.decide("Approve", digest, stage=stage, **more)
-    world.settle()
-    assert world.status["phase"] == "AwaitingApproval"
-
-
-def test_an_approval_is_not_reused_for_a_later_trial() -> None:
-    world = approval_world()
-    world.decide("Approve", B, stage=0)
-    world.settle()
-    world.now += timedelta(seconds=2)
-    world.decide("Abort", B)
-    world.settle()
-    world.now += timedelta(seconds=2)
-    world.decide("ClearRejection", B)
-    world.settle()
-    world.until("AwaitingApproval")
-    world.run(5)
-    assert world.status["phase"] == "AwaitingApproval"
-
-
-def test_decisions_that_are_not_honoured_do_nothing_and_the_message_says_so() -> None:
-    world = approval_world()
-    world.honoured = False
-    world.decide("Approve", B, stage=0)
-    world.settle()
-    assert world.status["phase"] == "AwaitingApproval"
-    assert "not honoured" in world.condition("Progressing")["message"]
-
-
-def test_paused_holds_the_weight_and_still_rolls_back() -> None:
-    world = trying(stages=STAGES[1:])
-    world.run(1)
-    world.spec(paused=True)
-    world.run(60)
-    assert (world.status["phase"], world.status["stage"], world.config.canary_weight_percent) == ("Paused", 0, 10.0)
-    world.run(20, canary_bad=0.5)
-    assert world.entry(B)["state"] == "Rejected"
-
-
-def test_resumed_goes_on_where_it_was() -> None:
-    world = trying(stages=STAGES[1:])
-    world.spec(paused=True)
-    world.run(60)
-    world.spec(paused=False)
-    world.settle()
-    assert world.status["stage"] == 1
-    world.until("Healthy")
-
-
-# The split
 
 
 def test_a_wrong_split_stops_the_ramp() -> None:

@@ -1,0 +1,153 @@
+"""The plan of a PolicyRollout as candidates come and go, and what people decide about them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from rlhf_operator.kinds.base import Key
+from tests.unit.rollout_world import (
+    B_NAME,
+    SAFETY_ONLY,
+    STAGES,
+    A,
+    B,
+    C,
+    World,
+    names,
+    source,
+    trying,
+)
+
+
+def test_a_newer_candidate_replaces_the_one_under_test_with_fresh_evidence() -> None:
+    world = trying()
+    world.run(2)
+    assert world.status["stageSamples"] > 0
+    world.spec(policy=source(C))
+    world.settle()
+    assert (world.entry(B)["state"], world.entry(C)["state"]) == ("Superseded", "Candidate")
+    assert (world.status["stage"], world.status["stageSamples"], world.status["trial"]) == (0, 0, 2)
+    assert B_NAME not in names(world, "Deployment")
+    world.until("Healthy")
+    assert world.entry(C)["state"] == "Stable"
+
+
+def test_a_spec_that_is_reverted_in_mid_ramp_takes_the_candidate_out() -> None:
+    world = trying()
+    world.until("Progressing")
+    world.spec(policy=source(A))
+    world.settle()
+    assert (world.status["phase"], world.config.canary) == ("Healthy", None)
+    assert world.entry(B)["state"] == "Superseded"
+
+
+def test_an_old_trial_of_the_same_digest_lends_no_evidence() -> None:
+    world = trying()
+    world.run(2)
+    world.spec(policy=source(A))
+    world.settle()
+    world.now += timedelta(seconds=2)
+    world.spec(policy=source(B))
+    world.settle()
+    assert (world.status["stageSamples"], world.status["trial"]) == (0, 2)
+
+
+def test_changed_stages_or_guardrails_start_the_trial_again() -> None:
+    world = trying()
+    world.run(2)
+    world.spec(guardrails=SAFETY_ONLY)
+    world.settle()
+    assert (world.status["trial"], world.status["stageSamples"]) == (2, 0)
+    assert world.entry(B)["state"] == "Candidate"
+
+
+def test_an_upstream_job_hands_its_policy_over_when_it_is_complete() -> None:
+    world = World(policy={"jobRef": {"name": "tuned"}})
+    world.settle()
+    assert (world.status["phase"], world.condition("Progressing")["reason"]) == ("Pending", "WaitingForUpstream")
+    assert "does not exist" in world.condition("Progressing")["message"]
+    job = {"metadata": {"name": "tuned"}, "status": {"phase": "Running", "artifact": source(B)}}
+    key = Key("PolicyOptimizationJob", "team", "tuned")
+    world.related[key] = job
+    world.settle()
+    assert "it is Running" in world.condition("Progressing")["message"]
+    job["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
+    world.settle()
+    assert (world.status["phase"], world.entry(B)["state"]) == ("Healthy", "Stable")
+
+
+def approval_world() -> World:
+    stages = [{"weightPercent": 50, "minSamples": 50, "approval": "Required"}, STAGES[2]]
+    world = trying(stages=stages, guardrails=SAFETY_ONLY)
+    world.until("AwaitingApproval")
+    return world
+
+
+def test_a_stage_waits_for_its_approval_and_the_ledger_names_who_gave_it() -> None:
+    world = approval_world()
+    assert world.condition("Approved")["status"] == "False"
+    assert B in world.condition("Progressing")["message"]
+    world.run(60)
+    assert world.status["stage"] == 0
+    world.decide("Approve", B, stage=0, by="grace")
+    world.settle()
+    assert world.status["stage"] == 1
+    assert world.entry(B)["approvals"] == ["stage 0: grace (d0): looked at it"]
+
+
+@pytest.mark.parametrize(
+    ("digest", "stage", "more"),
+    [(C, 0, {}), (B, 1, {}), (B, 0, {"expiresAt": "2026-11-23T12:00:01Z"})],
+    ids=["another digest", "another stage", "expired"],
+)
+def test_an_approval_of_something_else_does_not_count(digest: str, stage: int, more: dict[str, str]) -> None:
+    world = approval_world()
+    world.decide("Approve", digest, stage=stage, **more)
+    world.settle()
+    assert world.status["phase"] == "AwaitingApproval"
+
+
+def test_an_approval_is_not_reused_for_a_later_trial() -> None:
+    world = approval_world()
+    world.decide("Approve", B, stage=0)
+    world.settle()
+    world.now += timedelta(seconds=2)
+    world.decide("Abort", B)
+    world.settle()
+    world.now += timedelta(seconds=2)
+    world.decide("ClearRejection", B)
+    world.settle()
+    world.until("AwaitingApproval")
+    world.run(5)
+    assert world.status["phase"] == "AwaitingApproval"
+
+
+def test_decisions_that_are_not_honoured_do_nothing_and_the_message_says_so() -> None:
+    world = approval_world()
+    world.honoured = False
+    world.decide("Approve", B, stage=0)
+    world.settle()
+    assert world.status["phase"] == "AwaitingApproval"
+    assert "not honoured" in world.condition("Progressing")["message"]
+
+
+def test_paused_holds_the_weight_and_still_rolls_back() -> None:
+    world = trying(stages=STAGES[1:])
+    world.run(1)
+    world.spec(paused=True)
+    world.run(60)
+    assert (world.status["phase"], world.status["stage"], world.config.canary_weight_percent) == ("Paused", 0, 10.0)
+    world.run(20, canary_bad=0.5)
+    assert world.entry(B)["state"] == "Rejected"
+
+
+def test_resumed_goes_on_where_it_was() -> None:
+    world = trying(stages=STAGES[1:])
+    world.spec(paused=True)
+    world.run(60)
+    world.spec(paused=False)
+    world.settle()
+    assert world.status["stage"] == 1
+    world.until("Healthy")
