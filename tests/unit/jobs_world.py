@@ -382,3 +382,16 @@ def owned_by_nobody(world: World, attempt: int) -> dict[str, Any]:
     pod = {"metadata": metadata, "status": {"phase": "Succeeded"}}
     world.children["Pod"][metadata["name"]] = pod
     return pod
+
+
+def started(spec: dict[str, Any] | None = None, **options: Any) -> World:
+    world = World(spec, **options)
+    world.tick()
+    return world
+
+
+def training(spec: dict[str, Any] | None = None, **options: Any) -> World:
+    world = started(spec, **options)
+    world.run_pods()
+    world.report()
+    return world
