@@ -24,6 +24,7 @@ from rlhf_trainer.algos.kl import k3_loss
 from rlhf_trainer.algos.normalization import per_sequence, per_token
 from rlhf_trainer.algos.ppo import Clip, policy_loss, value_loss
 from rlhf_trainer.algos.preference import dpo_losses, margins
+from rlhf_trainer.allocator import keep_freed_memory
 from rlhf_trainer.generate.base import Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.models.critic import SharedCritic
@@ -36,6 +37,7 @@ Work = Callable[[], torch.Tensor]  # everything of a step up to its loss
 
 def main(world: Path, algorithm: str, size_name: str, lengths: str) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     rows = SIZES[size_name].rows
     module, work = _WORK[algorithm](world, rows, lengths)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from transformers.utils import logging as transformers_logging
 
+from rlhf_trainer.allocator import keep_freed_memory
 from rlhf_trainer.attempt import read_config, status_port
 from rlhf_trainer.distributed import World, join, leave
 from rlhf_trainer.exits import EXIT_CODES, Ended, Invalid, classify
@@ -40,6 +41,7 @@ def load_loop(kind: str) -> Loop:
 
 def run_attempt(config: AttemptConfig, loop: Loop, world: World, ranks: RankFiles, stop: StopSignal) -> Result:
     """Everything between the rendezvous and the result; never raises."""
+    keep_freed_memory()
     board = StatusBoard(config.attempt, config.uid, world.size, _now)
     session: Session | None = None
     with StatusServer(board, status_port()) if world.is_main else nullcontext():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from rlhf_trainer.allocator import keep_freed_memory
 from rlhf_trainer.digests import DigestMismatchError
 from rlhf_trainer.serve.batch import UnsupportedModelError
 from rlhf_trainer.serve.loader import LoadError, load
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 drained, 11 the folder is not what was pinned or cannot be served (a restart will not help)."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = arguments().parse_args(argv)
+    keep_freed_memory()
     try:
         asyncio.run(serve(options))
     except (LoadError, DigestMismatchError, UnsupportedModelError, OSError) as error:
