@@ -7,11 +7,13 @@ import sys
 
 # Three blocks of 8 MiB at once, freed together, again and again: what activations do.
 SCRIPT = """
-import resource, sys
+import ctypes, resource, sys
 import torch
 from rlhf_trainer.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
+else:  # what glibc starts with; it moves its thresholds with what is freed, and where that ends is luck
+    ctypes.CDLL(None).mallopt(-3, 128 << 10)
 def cycle():
     blocks = [torch.ones(2 << 20) for _ in range(3)]
 for _ in range(5):
@@ -31,4 +33,4 @@ def faults(how: str) -> int:
 
 def test_a_step_does_not_ask_the_kernel_for_what_the_last_one_had() -> None:
     assert faults("kept") < 100
-    assert faults("plain") > 10_000, "control: 24 MiB are 6,144 pages, given back and asked for in each cycle"
+    assert faults("given back") > 10_000, "control: 24 MiB are 6,144 pages, given back and asked for in each cycle"
