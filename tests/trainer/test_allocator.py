@@ -19,7 +19,7 @@ def cycle():
 for _ in range(5):
     cycle()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(20):
     cycle()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -32,5 +32,6 @@ def faults(how: str) -> int:
 
 
 def test_a_step_does_not_ask_the_kernel_for_what_the_last_one_had() -> None:
-    assert faults("kept") < 100
-    assert faults("given back") > 10_000, "control: 24 MiB are 6,144 pages, given back and asked for in each cycle"
+    given_back = faults("given back")
+    assert given_back >= 20 * 6144, "control: 24 MiB are 6,144 pages, given back and asked for in each cycle"
+    assert faults("kept") < given_back / 10, "the heap may still grow once or twice"
