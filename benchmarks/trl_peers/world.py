@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from rlhf_trainer.data import recipe
 from rlhf_trainer.data.encoding import Encoder, pad_right
+from rlhf_trainer.models import reward
 from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, RewardMember, save_reward_model
 
 PAD, BOS, EOS, UNK = range(4)
@@ -37,8 +41,9 @@ PROMPTS, SAMPLES = 400, 4
 
 
 def make(folder: Path, name: str) -> Path:
-    """Models and data of one size below ``folder``, made once."""
-    target, size = folder / name, SIZES[name]
+    """Models and data of one size below ``folder``, made once by this code."""
+    sources = "".join(Path(module.__file__ or "").read_text() for module in (sys.modules[__name__], recipe, reward))
+    target, size = folder / f"{name}-{hashlib.sha256(sources.encode()).hexdigest()[:10]}", SIZES[name]
     if (target / "done").exists():
         return target
     tokenizer, rng = _tokenizer(size.words), random.Random(0)
@@ -49,10 +54,10 @@ def make(folder: Path, name: str) -> Path:
     config = LlamaConfig.from_pretrained(target / "policy", num_labels=1)
     torch.manual_seed(1)
     scorer = RewardEnsemble([RewardMember(LlamaForSequenceClassification(config))])
-    reward = target / "reward"
-    reward.mkdir(exist_ok=True)
+    folder = target / "reward"
+    folder.mkdir(exist_ok=True)
     calibration = RewardCalibration(1.0, (0.0,), 0.1)
-    save_reward_model(reward, scorer, scorer.state_dict(), Encoder(tokenizer), calibration)
+    save_reward_model(folder, scorer, scorer.state_dict(), Encoder(tokenizer), calibration)
     for lengths in ("equal", "spread"):
         _rows(target / f"prompts-{lengths}.jsonl", ({"prompt": _prompt(size, rng, lengths)} for _ in range(PROMPTS)))
         pairs = []
