@@ -150,6 +150,16 @@ def test_a_pair_is_prompt_response_and_one_end() -> None:
     assert encoder.decode(ids[8:]) == "we will check your parcel ."
 
 
+def test_texts_in_one_go_are_the_texts_one_by_one() -> None:
+    encoder = Encoder(build_tokenizer())
+    prompts, responses = ["hello my parcel is late", "hello", ""], ["we will check .", "", "sorry . sorry ."]
+    expected = [encoder.pair(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    assert encoder.pairs(prompts, responses) == expected
+    assert encoder.pairs([], []) == []
+    with pytest.raises(ValueError, match="3 prompts and 1 responses"):
+        encoder.pairs(prompts, ["one"])
+
+
 def test_a_tokenizer_whose_pad_is_its_eos_is_refused() -> None:
     tokenizer = build_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token

@@ -134,8 +134,7 @@ class RewardScorer:
         self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 256
     ) -> tuple[Tensor, Tensor]:
         """Reward and ensemble disagreement of each finished response: two float32 tensors [B] on the CPU."""
-        rows = [self.encoder.pair(*texts) for texts in zip(prompts, responses, strict=True)]
-        return self.score_ids(rows, batch_size)
+        return self.score_ids(self.encoder.pairs(prompts, responses), batch_size)
 
     @torch.no_grad()
     def score_ids(self, rows: Sequence[Sequence[int]], batch_size: int = 256) -> tuple[Tensor, Tensor]:
