@@ -53,6 +53,7 @@ TIERS: dict[str, tuple[Step, ...]] = {
         Step(name, what, (PYTHON, "-m", "benchmarks", name))
         for name, what in (
             ("policy_quality", "five seeds of the whole chain, judged by the oracle"),
+            ("offline_quality", "DPO, KTO, SFT and distillation, judged by the oracle"),
             ("preference_loop", "online against offline preference learning, judged by the oracle"),
             ("mutation", "one change at a time in the algorithms"),
             ("gate_seeds", "twenty seeds of good and bad labels before the gates"),
