@@ -40,6 +40,8 @@ class World:
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """Each value summed over the ranks, in float64 and rank order; all ranks must pass the same keys."""
         keys = sorted(values)
+        if self.size == 1:
+            return {key: float(values[key]) for key in keys}
         mine = torch.tensor([values[key] for key in keys], dtype=torch.float64, device=self.device)
         shares = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(shares, mine)
@@ -58,6 +60,8 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """The picklable ``value`` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return cast(list[T], values)

@@ -4,6 +4,7 @@ response without special tokens, end of sequence."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,10 +54,7 @@ class Encoder:
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
     """ids (B, T) and attention mask (B, T). Masks come from lengths, never from token ids."""
-    width = width or max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[index, : len(row)] = 1
-    return ids, mask
+    lengths = torch.tensor([len(row) for row in rows])
+    inside = torch.arange(width or int(lengths.max()))[None, :] < lengths[:, None]
+    tokens = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.long)
+    return torch.full(inside.shape, pad_id).masked_scatter_(inside, tokens), inside.long()
