@@ -245,8 +245,9 @@ def test_entropy_and_states_are_those_of_each_token() -> None:
         float(torch.distributions.Categorical(logits=logits).entropy()), abs=1e-4
     )
     assert scored.entropy[3, 1:].abs().sum() == 0
-    assert scored.hidden.shape == (6, 9, 16)
-    torch.testing.assert_close(lm.get_output_embeddings()(scored.hidden[row, step]) / 0.5, logits, atol=1e-3, rtol=1e-4)
+    hidden = batch.spread(scored.states)
+    assert hidden.shape == (6, 9, 16)
+    torch.testing.assert_close(lm.get_output_embeddings()(hidden[row, step]) / 0.5, logits, atol=1e-3, rtol=1e-4)
 
 
 ZERO3 = """

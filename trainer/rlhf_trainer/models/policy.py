@@ -76,12 +76,6 @@ class Scored:
     logprobs: Tensor
     entropy: Tensor
     states: Tensor
-    batch: Batch
-
-    @property
-    def hidden(self) -> Tensor:
-        """The states by row (B, T, H)."""
-        return self.batch.spread(self.states)
 
 
 def score_tokens(lm: Any, batch: Batch, temperature: float) -> Scored:
@@ -91,7 +85,7 @@ def score_tokens(lm: Any, batch: Batch, temperature: float) -> Scored:
     """
     states = predicting_states(lm.base_model, batch)
     logprobs, entropy = head_logprobs(lm, states, batch.targets(), temperature)
-    return Scored(batch.spread(logprobs), batch.spread(entropy), states, batch)
+    return Scored(batch.spread(logprobs), batch.spread(entropy), states)
 
 
 def predicting_states(trunk: Any, batch: Batch) -> Tensor:
