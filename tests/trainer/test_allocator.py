@@ -8,6 +8,7 @@ import sys
 # Three blocks of 8 MiB at once, freed together, again and again: what activations do.
 SCRIPT = """
 import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault where this counts 512
 import torch
 from rlhf_trainer.allocator import keep_freed_memory
 if sys.argv[1] == "kept":

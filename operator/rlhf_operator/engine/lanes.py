@@ -1,4 +1,5 @@
-"""Who goes first of the keys that are ready: what serves users, then what has not been looked at yet, then the rest.
+"""Priorities of the work queue: of the keys that are ready, what serves users goes first, then what has not been looked
+at yet, then the rest.
 
 A rollback must not wait behind the progress of a thousand training jobs, nor a new job for its pods behind the status
 of those that have theirs. Nobody starves: every ``FAIR``-th turn is that of whoever has waited longest.
@@ -12,7 +13,7 @@ from enum import IntEnum
 
 from rlhf_operator.kinds.base import Key
 
-FAIR = 4
+FAIR = 4  # one turn in so many goes by waiting time alone
 
 
 class Lane(IntEnum):
