@@ -26,10 +26,9 @@ def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
 def attempts(policy_world: PolicyWorld, tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("adapter-attempts")
     configs = {
-        f"zero{stage}": policy_world.config(
-            folder / f"zero{stage}", 2, training=training_of(lora=LORA, deepspeed={"zero_stage": stage}, steps=2)
+        "policy": policy_world.config(
+            folder / "policy", 2, training=training_of(lora=LORA, deepspeed={"zero_stage": 3}, steps=2)
         )
-        for stage in (0, 2, 3)
     }
     configs["first"] = policy_world.config(
         folder / "first", 2, training=training_of(lora=LORA, steps=1, ppo={"epochs": 1, "mini_batches": 1})
@@ -45,23 +44,12 @@ def changed(result: dict[str, Any], base: Path, weights: str = "model.safetensor
     return {name for name, value in before.items() if name in own and not torch.equal(value, own[name])}
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_only_adapted_layers_of_the_policy_change(attempts: Any, policy_world: PolicyWorld, stage: int) -> None:
-    result = attempts[f"zero{stage}"]
+def test_only_adapted_layers_of_the_policy_change(attempts: Any, policy_world: PolicyWorld) -> None:
+    result = attempts["policy"]
     assert result["failureClass"] == FailureClass.SUCCESS, result["message"]
     names = changed(result, policy_world.base)
     assert names
     assert all("q_proj" in name or "down_proj" in name for name in names)
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_every_stage_trains_the_same_adapters(attempts: Any, stage: int) -> None:
-    def weights(name: str) -> dict[str, torch.Tensor]:
-        return load_file(Path(attempts[name]["artifact"]["path"]) / "model.safetensors")
-
-    expected = weights("zero0")
-    for name, value in weights(f"zero{stage}").items():
-        torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0)
 
 
 def test_the_first_rollout_has_no_divergence_at_all(attempts: Any) -> None:

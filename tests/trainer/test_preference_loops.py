@@ -50,8 +50,6 @@ def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
         attempt("zero2", "zero2")
         attempt("half", "halves", guardrails=(PAUSE,))
         attempt("rest", "halves", attempt=2)
-    zero3 = training_of("Distillation", **OFFLINE["Distillation"], deepspeed={"zero_stage": 3})
-    configs["Distillation-zero3"] = world.config(folder / "zero3", zero3)
     sequence = training_of("Distillation", distillation={"mode": "sequence"})
     configs["sequence"] = world.config(folder / "sequence", sequence)
     ipo = training_of("DPO", dpo={"loss": "ipo", "beta": 0.2})
@@ -80,8 +78,7 @@ def test_sharding_ranks_and_accumulation_do_not_change_what_is_learnt(attempts: 
     """Two ranks also accumulate over micro batches of two rows. Order of summation differs, so weights agree within a
     tolerance far below one update (0.01)."""
     expected = attempts[f"{family}-zero0"]
-    labels = ["zero2", "ranks2"] + (["zero3"] if family == "Distillation" else [])
-    for result in (attempts[f"{family}-{label}"] for label in labels):
+    for result in (attempts[f"{family}-{label}"] for label in ("zero2", "ranks2")):
         assert result["failureClass"] == FailureClass.SUCCESS, result["message"]
         for key, tensor in weights(result).items():
             torch.testing.assert_close(tensor, weights(expected)[key], atol=2e-4, rtol=0)
