@@ -74,6 +74,27 @@ def test_samples_do_not_depend_on_the_batch_layout(model: Any, max_batch: int) -
         assert other[request.key].logprobs == pytest.approx(completion.logprobs, abs=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 64])
+def test_samples_of_a_prompt_read_it_once(model: Any, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four samples of each of three prompts, out of order, are those that each gets alone; also with the cache that
+    models with a sliding window get."""
+    monkeypatch.setattr(model.config, "sliding_window", window, raising=False)
+    asked = [Request(request.prompt, SampleKey(5, 2, index)) for index, request in enumerate(requests(3) * 4)]
+    rows: list[int] = []
+
+    def counted(_module: Any, _given: Any, keywords: Any) -> None:
+        rows.append(len(keywords["input_ids"]))
+
+    with model.register_forward_pre_hook(counted, with_kwargs=True):
+        together = sample(model, asked, eos_id=-1)
+    assert (rows[0], rows[1]) == (3, 12)
+    for request, completion in zip(asked, together, strict=True):
+        (alone,) = sample(model, [request], eos_id=-1)
+        assert completion.tokens == alone.tokens
+        assert completion.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert len({completion.tokens for completion in together}) == 12
+
+
 def test_the_pad_id_has_no_influence(model: Any) -> None:
     assert [c.tokens for c in sample(model, requests(), pad_id=0)] == [
         c.tokens for c in sample(model, requests(), pad_id=39)

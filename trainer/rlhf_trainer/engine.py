@@ -121,6 +121,11 @@ class Engine:
     def learning_rate(self) -> float:
         return float(self._engine.optimizer.param_groups[0]["lr"])
 
+    @property
+    def micro_rows(self) -> int:
+        """Rows of this rank in one backward pass."""
+        return self._micro
+
     def micro_batches(self) -> list[slice]:
         """Slices of this rank's rows of one optimiser step, one per backward pass."""
         return [slice(start, start + self._micro) for start in range(0, self._rows, self._micro)]

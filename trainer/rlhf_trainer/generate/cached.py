@@ -41,13 +41,15 @@ class Decoding:
     def __init__(self, model: Any, requests: Sequence[Request], params: SamplingParams, pad_id: int) -> None:
         self._model, self._params = model, params
         device = next(model.parameters()).device
-        width = max(len(request.prompt) for request in requests)
-        rows = [[pad_id] * (width - len(r.prompt)) + list(r.prompt) for r in requests]
-        self._input = torch.tensor(rows, device=device)
-        lengths = torch.tensor([len(r.prompt) for r in requests], device=device)
+        # Samples of one prompt read it once; each gets the prompt's keys and values with its first token.
+        prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(r.prompt for r in requests))}
+        self._prompt_of = torch.tensor([prompts[r.prompt] for r in requests], device=device)
+        width = max(len(prompt) for prompt in prompts)
+        self._input = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         columns = torch.arange(width + params.max_new_tokens, device=device)
         # Left padding is masked by length, never by token id: pad may equal another token.
-        padded = any(len(r.prompt) < width for r in requests)
+        padded = any(len(prompt) < width for prompt in prompts)
         self._mask = (columns[None, :] >= (width - lengths)[:, None]).long() if padded else None
         self._positions = (columns[None, :width] - (width - lengths)[:, None]).clamp_min(0)
         self._cache = new_cache(model.config, width + params.max_new_tokens)
@@ -66,7 +68,11 @@ class Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens, logprobs = draw(output.logits[:, -1], self._uniforms[:, self._step], self._params.temperature)
+        logits = output.logits[:, -1]
+        if self._step == 0 and len(self._prompt_of) > len(logits):
+            logits = logits[self._prompt_of]
+            self._take(self._prompt_of)
+        tokens, logprobs = draw(logits, self._uniforms[:, self._step], self._params.temperature)
         self._input = tokens[:, None]
         self._positions = self._positions[:, -1:] + 1
         self._filled += 1
@@ -76,7 +82,12 @@ class Decoding:
     def keep(self, rows: Tensor) -> None:
         """Lets all rows but these (indices) go, with their part of the cache."""
         rows = rows.to(self._input.device)
-        self._input, self._positions, self._uniforms = self._input[rows], self._positions[rows], self._uniforms[rows]
+        self._input, self._uniforms = self._input[rows], self._uniforms[rows]
+        self._take(rows)
+
+    def _take(self, rows: Tensor) -> None:
+        """Goes on with these rows (indices) of what has been read."""
+        self._positions = self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
         self._cache.reorder_cache(rows)
 

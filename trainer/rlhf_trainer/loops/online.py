@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.base import Generator, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.generate.vllm import VLLMGenerator
-from rlhf_trainer.loops.batching import engine_options, learnt_rows
+from rlhf_trainer.loops.batching import engine_options, micro_rows
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.constraints import Constraints, safety_filter
 from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coefficient
@@ -140,8 +141,7 @@ class OnlineTrainer:
         for epoch in range(ppo.epochs):
             seen = torch.zeros(len(SUMS), dtype=torch.float64, device=self._world.device)
             order = generator(self._training.seed, Stream.MINI_BATCHES, step, epoch)
-            shuffled = targets.rows[torch.from_numpy(order.permutation(learnt_rows(self._training)))]
-            for rows in shuffled.reshape(ppo.mini_batches, -1):
+            for rows in _mini_batches(targets.rows, ppo.mini_batches, self._training.prompts_per_step, order):
                 seen += self._mini_batch(rows.tolist(), experience, targets, objective, measured)
                 self.engine.step(rate)
             # Summed over the ranks, so that all of them end the passes together.
@@ -195,6 +195,7 @@ class OnlineTrainer:
             world=self._world,
             encoder=self._inputs.encoder,
             forward=None if self._one_pass else self.engine.forward,
+            rows_per_pass=self._rows_per_pass(),
             sampler=sampler,
             reference=self.reference,
             scorer=scorer,
@@ -205,11 +206,31 @@ class OnlineTrainer:
             violates=None if self._filter is None else self._filter.violates,
         )
 
+    def _rows_per_pass(self) -> int:
+        """Of the passes that look at a rollout. Learning in one pass, the reference must see the very batches that are
+        learnt from, so that an unchanged policy's KL is 0 to the last bit. Otherwise passes without gradients may be
+        as large as those with them would be if nobody had asked for less."""
+        if self._one_pass:
+            return self.engine.micro_rows
+        own = self._training.prompts_per_step * self._training.samples_per_prompt // self._world.size
+        return micro_rows(self._training.model_copy(update={"micro_batch_size": None}), own)
+
     def _kl_state(self) -> dict[str, float]:
         return {"coefficient": self.controller.coefficient}
 
     def _take_kl(self, state: dict[str, Any]) -> None:
         self.controller.coefficient = float(state["coefficient"])
+
+
+def _mini_batches(rows: Tensor, count: int, prompts: int, order: np.random.Generator) -> Tensor:
+    """(count, rows / count): the rows, which lie prompt by prompt, with the prompts shuffled.
+
+    The samples of a prompt stay together, so that a forward pass computes the prompt once; a single mini batch keeps
+    the order of the rollout.
+    """
+    if count > 1:
+        rows = rows.reshape(prompts, -1)[torch.from_numpy(order.permutation(prompts))]
+    return rows.reshape(count, -1)
 
 
 def _module(lm: Any, training: PolicyTraining) -> nn.Module:

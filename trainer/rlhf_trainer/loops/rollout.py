@@ -123,6 +123,7 @@ class Collector:
     reference: Any
     scorer: Scorer
     params: SamplingParams
+    rows_per_pass: int
     std_penalty: float
     seed: int
     samples: int = 1
@@ -149,14 +150,8 @@ class Collector:
     ) -> Experience:
         ids = tuple(prompt.ids for prompt in prompts)
         responses = tuple(completion.tokens for completion in completions)
-        batch = Batch.of(ids, responses, self.encoder.pad_id, self.world.device)
-        temperature = self.params.temperature
         sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True)
-        if self.forward is None:
-            logprobs, values, entropies = sampled, torch.zeros_like(sampled), torch.zeros_like(sampled)
-        else:
-            logprobs, values, entropies = (each.cpu() for each in self.forward(batch, temperature))
-        reference = reference_logprobs(self.reference, batch, temperature)
+        logprobs, values, entropies, reference = self._passes(ids, responses, sampled)
         texts = [self.encoder.decode(response) for response in responses]
         mean, spread = self.scorer([prompt.text for prompt in prompts], texts)
         return Experience(
@@ -168,10 +163,25 @@ class Collector:
             violations=torch.tensor([float(self.violates is not None and self.violates(text)) for text in texts]),
             logprobs=logprobs,
             sampled=sampled,
-            reference=reference.cpu(),
+            reference=reference,
             values=values,
             entropies=entropies,
-            sampler_gap=sampler_gap(sampled, logprobs, batch.lengths.cpu()),
+            sampler_gap=sampler_gap(sampled, logprobs, torch.tensor([len(response) for response in responses])),
             generate_seconds=generate_seconds,
             score_seconds=time.monotonic() - began,
         )
+
+    def _passes(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], sampled: Tensor
+    ) -> list[Tensor]:
+        """Log-probs, values, entropies and the reference's log-probs (B, T), ``rows_per_pass`` at a time."""
+        parts: list[list[Tensor]] = []
+        for start in range(0, len(prompts), self.rows_per_pass):
+            rows = slice(start, start + self.rows_per_pass)
+            batch = Batch.of(prompts[rows], responses[rows], self.encoder.pad_id, self.world.device)
+            reference = reference_logprobs(self.reference, batch, self.params.temperature)
+            own = () if self.forward is None else self.forward(batch, self.params.temperature)
+            missing = sampled.shape[1] - batch.width
+            parts.append([functional.pad(each.cpu(), (0, missing)) for each in (*own, reference)])
+        *own, reference = [torch.cat(each) for each in zip(*parts, strict=True)]
+        return [*(own or (sampled, torch.zeros_like(sampled), torch.zeros_like(sampled))), reference]

@@ -91,9 +91,9 @@ def score_tokens(lm: Any, batch: Batch, temperature: float) -> Scored:
 def predicting_states(trunk: Any, batch: Batch) -> Tensor:
     """(N, H) hidden states that predict the N response tokens of the batch, row by row; ``Batch.spread`` brings what
     is computed from them into (B, T)."""
-    states, starts = row_states(trunk, batch.ids, batch.prompt_lengths + batch.lengths)
+    states, places = row_states(trunk, batch.ids, batch.prompt_lengths + batch.lengths)
     rows, steps = batch.tokens
-    return states.index_select(0, starts[rows] + batch.prompt_lengths[rows] + steps - 1)
+    return states.index_select(0, places[rows, batch.prompt_lengths[rows] + steps - 1])
 
 
 class ActorCritic(nn.Module):

@@ -55,8 +55,9 @@ class RewardMember(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Right-padded ids [B, T] and lengths [B] → float32 scores [B, H]: the reward, then the aspects."""
-        states, starts = row_states(self.model.base_model, ids, lengths)
-        scores: Tensor = self.model.score(states[starts + lengths - 1]).float()
+        states, places = row_states(self.model.base_model, ids, lengths)
+        last = places.gather(1, lengths[:, None] - 1)[:, 0]
+        scores: Tensor = self.model.score(states[last]).float()
         return scores
 
 
