@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,9 @@ def binary() -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[S3Server]:
-    """Serves ``folder`` on a free loopback port until the block ends."""
+def running(folder: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3Server]:
+    """Serves ``folder`` on a free port of ``address`` until the block ends; ``prefix`` is a command that runs it where
+    that address is."""
     bucket = "feedback"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -60,16 +61,16 @@ def running(folder: Path) -> Iterator[S3Server]:
     served, meta = folder / "served", folder / "meta"
     (served / bucket).mkdir(parents=True)
     meta.mkdir()
-    command = [binary(), "--port", f"127.0.0.1:{port}", "--quiet", "posix", "--sidecar", meta, served]
+    command = [*prefix, binary(), "--port", f"{address}:{port}", "--quiet", "posix", "--sidecar", meta, served]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log)
     try:
-        _wait_for(port, process, folder / "server.log")
+        _wait_for((address, port), process, folder / "server.log")
         yield S3Server(
             bucket,
             served / bucket,
             {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ENDPOINT_URL": f"http://{address}:{port}",
                 "AWS_ACCESS_KEY_ID": keys["ROOT_ACCESS_KEY"],
                 "AWS_SECRET_ACCESS_KEY": keys["ROOT_SECRET_KEY"],
                 "AWS_REGION": "us-east-1",
@@ -92,12 +93,12 @@ def _build(program: Path) -> None:
     unfinished.replace(program)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             return
         time.sleep(0.05)
     raise RuntimeError(f"the S3 server did not start: {log.read_text(errors='replace')}")

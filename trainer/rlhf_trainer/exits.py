@@ -92,6 +92,18 @@ class OutOfMemory(Ended):
     reason = "OutOfMemory"
 
 
+class StoreUnavailable(Ended):
+    """The object store gave no answer for a while, or changed what it holds: another attempt may do better."""
+
+    reason = "ObjectStoreUnavailable"
+
+
+class NoSpace(Ended):
+    """The disk is full. Another attempt may get another node."""
+
+    reason = "NoSpace"
+
+
 def classify(error: BaseException) -> Ended:
     """The ending an arbitrary exception amounts to; a planned ending is returned as it is."""
     if isinstance(error, Ended):

@@ -1,8 +1,9 @@
 """The first process of a training pod: starts torchrun, watches over it, and says how the attempt ended. No torch.
 
 torchrun's agent exits 1 whatever its worker returned, so the class of the ending travels by files (``ranks``). This
-process forwards SIGTERM to the ranks (their agent would kill them after 30 s), ends an attempt whose ranks do not meet
-or do not move, and writes the termination message, ``result.json`` and the exit code, which agree.
+process brings the inputs that lie in an object store, forwards SIGTERM to the ranks (their agent would kill them after
+30 s), ends an attempt whose ranks do not meet or do not move, and writes the termination message, ``result.json`` and
+the exit code, which agree.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 from rlhf_trainer.attempt import read_config, result_path, write_result, write_termination_message
 from rlhf_trainer.cgroup import oom_kills
 from rlhf_trainer.ending import Observed, decide
 from rlhf_trainer.exits import Ended, Invalid, NoProgress, Preempted, RendezvousFailed
+from rlhf_trainer.inputs import as_written, inputs_of
+from rlhf_trainer.inputs.fetch import fetch
 from rlhf_trainer.ranks import FOLDER_VARIABLE, RankState, last_beat, read_results, read_states
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Result
 
@@ -36,8 +40,11 @@ _REPORT_SECONDS = 3.0  # of the grace period, kept for writing the result
 class Supervisor:
     """Watches torchrun and its ranks until they end or must be ended. ``intervention`` says why it ended them."""
 
-    def __init__(self, config: AttemptConfig, ranks_folder: Path, torchrun: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, config: AttemptConfig, ranks_folder: Path, torchrun: subprocess.Popen[bytes], meet_within: float
+    ) -> None:
         self._config = config
+        self._meet_within = meet_within
         self._folder = ranks_folder
         self._torchrun = torchrun
         self._began = time.monotonic()
@@ -71,9 +78,9 @@ class Supervisor:
         if self._stop_at is not None and now - self._stop_at > config.grace_seconds - _REPORT_SECONDS:
             return Preempted(f"SIGTERM, but no checkpoint within {config.grace_seconds} s; raise the grace period")
         if not _all_joined(states):
-            if now - self._began > config.rendezvous_seconds:
+            if now - self._began > self._meet_within:
                 return RendezvousFailed(
-                    f"the {config.world_size} ranks did not meet within {config.rendezvous_seconds} s; "
+                    f"the {config.world_size} ranks did not meet within {self._meet_within:.0f} s; "
                     "check that every pod of the attempt was scheduled and started"
                 )
             return None
@@ -102,6 +109,30 @@ class Supervisor:
         _signal(self._torchrun.pid, signal.SIGKILL)
 
 
+class _StopRequest:
+    """SIGTERM may come at any time: ``action`` is what it asks for just then; without one it waits for the next."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._ask())
+
+    def hand_to(self, action: Callable[[], None]) -> None:
+        self.action = action
+        if self._asked:
+            action()
+
+    def _ask(self) -> None:
+        self._asked = True
+        if self.action is not None:
+            self.action()
+
+
+def _preempt() -> NoReturn:
+    raise Preempted("SIGTERM before training began; nothing was lost")
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
@@ -116,19 +147,19 @@ def main() -> int:
 
 def launch(config: AttemptConfig, ranks_folder: Path) -> Result:
     """Runs the attempt's ranks of this node to their end."""
-    kills_before = oom_kills()
+    kills_before, began, stop = oom_kills(), time.monotonic(), _StopRequest(_preempt)
     try:
+        bring_inputs(config)
+        # The other pods load the same bytes: each may take twice as long as this one did.
+        meet_within = config.rendezvous_seconds + (time.monotonic() - began)
         wait_for_name(os.environ.get("PET_MASTER_ADDR", "localhost"), config.rendezvous_seconds)
-    except RendezvousFailed as failed:
-        return decide(config, Observed(intervention=failed), _now())
-    torchrun = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--module", "rlhf_trainer.worker"],
-        env={**os.environ, FOLDER_VARIABLE: str(ranks_folder)},
-        start_new_session=True,  # a terminal's Ctrl-C reaches the ranks through this process only
-    )
-    supervisor = Supervisor(config, ranks_folder, torchrun)
-    signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
-    signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop())
+    except Ended as ended:
+        return decide(config, Observed(intervention=ended), _now())
+    finally:
+        stop.action = None
+    torchrun = _start_torchrun(ranks_folder, meet_within)
+    supervisor = Supervisor(config, ranks_folder, torchrun, meet_within)
+    stop.hand_to(supervisor.request_stop)
     code = supervisor.watch()
     kills_after = oom_kills()
     observed = Observed(
@@ -139,6 +170,25 @@ def launch(config: AttemptConfig, ranks_folder: Path) -> Result:
         exit_code=code,
     )
     return decide(config, observed, _now())
+
+
+def _start_torchrun(ranks_folder: Path, meet_within: float) -> subprocess.Popen[bytes]:
+    """Its own limit, 10 minutes if nothing is said, is put behind the supervisor's, which says what was waited for."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--rdzv-conf=timeout={meet_within + 60:.0f}"]
+    return subprocess.Popen(
+        [*command, "--module", "rlhf_trainer.worker"],
+        env={**os.environ, FOLDER_VARIABLE: str(ranks_folder)},
+        start_new_session=True,  # a terminal's Ctrl-C reaches the ranks through this process only
+    )
+
+
+def bring_inputs(config: AttemptConfig) -> None:
+    """What lies in an object store, to this pod's disk. The digests of the first pod's are checked by rank 0."""
+    stored = [each for each in inputs_of(config) if each.is_stored]
+    fetch(stored)
+    if not _is_first():
+        for each in stored:
+            each.check()
 
 
 def wait_for_name(name: str, seconds: float, resolve: Callable[[str], object] = socket.gethostbyname) -> None:
@@ -158,7 +208,9 @@ def wait_for_name(name: str, seconds: float, resolve: Callable[[str], object] = 
 
 
 def _report(config: AttemptConfig | None, result: Result) -> int:
-    if config is not None and os.environ.get("PET_NODE_RANK", "0") == "0":
+    if config is not None:
+        result = result.model_copy(update={"message": as_written(result.message, config)})
+    if config is not None and _is_first():
         try:
             write_result(result_path(config), result)
         except OSError as error:  # the message below still tells; without a volume nothing else can
@@ -166,6 +218,10 @@ def _report(config: AttemptConfig | None, result: Result) -> int:
     write_termination_message(result)
     log.info("%s (exit %d): %s", result.failure_class.value, result.exit_code, result.message)
     return result.exit_code
+
+
+def _is_first() -> bool:
+    return os.environ.get("PET_NODE_RANK", "0") == "0"
 
 
 def _all_joined(states: Mapping[int, RankState]) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlhf_trainer.cgroup import memory_limit
 from rlhf_trainer.config import Algorithm, DeepSpeed, DistillationMode, Lora
-from rlhf_trainer.digests import MANIFEST, DigestMismatchError, RowError, check_digest, dataset_digest, folder_digest
+from rlhf_trainer.digests import MANIFEST, folder_digest
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.inputs import inputs_of
 from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, parameters_in, read_model
 from rlhf_trainer.preflight_text import check_architecture, check_same_vocabulary, check_vocabulary, open_tokenizer
 from rlhf_trainer.preflight_training import check_batch, check_training
@@ -31,10 +32,8 @@ def check_attempt(config: AttemptConfig) -> None:
     """Everything about the attempt that needs no rows. Run by rank 0, before the others go on; cheap checks first."""
     check_training(config)
     models = {name: _read_model(name, located) for name, located in _trained_from(config)}
-    for name, located in _folders(config):
-        _check(name, located, folder_digest)
-    for name, located in _datasets(config):
-        _check(name, located, dataset_digest)
+    for each in inputs_of(config):
+        each.check()
     _check_audit(config)
     _check_models(config, models)
 
@@ -122,21 +121,6 @@ def count_parameters(model: Path) -> int | None:
     return parameters_in(model) or None
 
 
-def _check(name: str, located: Located, digest: Callable[[Path], str]) -> None:
-    shown = located.uri or located.path
-    try:
-        actual = digest(Path(located.path))
-    except RowError as error:
-        raise Invalid(f"spec.{name}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise Invalid(f"spec.{name} ({shown}): {error}; check the path and the mounted claim") from error
-    if located.digest is not None:
-        try:
-            check_digest(actual, located.digest, f"spec.{name} ({shown})")
-        except DigestMismatchError as error:
-            raise Invalid(str(error), reason="DigestMismatch") from error
-
-
 def _check_audit(config: AttemptConfig) -> None:
     if config.reward_model is None or config.audit_reward_model is None:
         return
@@ -174,25 +158,4 @@ def _read_model(name: str, located: Located) -> ModelFolder:
 def _trained_from(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
     """Models in Hugging Face's layout; reward models have a layout of their own, which their loader checks."""
     named = {"baseModel": config.base_model, "policy": config.policy, "teacher": config.teacher}
-    return ((name, located) for name, located in named.items() if located is not None)
-
-
-def _folders(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
-    named = {
-        "baseModel": config.base_model,
-        "policy": config.policy,
-        "rewardModel": config.reward_model,
-        "auditRewardModel": config.audit_reward_model,
-        "teacher": config.teacher,
-    }
-    return ((name, located) for name, located in named.items() if located is not None)
-
-
-def _datasets(config: AttemptConfig) -> Iterable[tuple[str, Located]]:
-    named = {
-        "preferences": config.preferences,
-        "validation.humanScores": config.human_scores,
-        "prompts": config.prompts,
-        "demonstrations": config.demonstrations,
-    }
     return ((name, located) for name, located in named.items() if located is not None)

@@ -1,12 +1,14 @@
-"""Where data lies: local paths and ``file://`` (a mounted claim is one) and ``s3://``, all through fsspec.
+"""Where data lies: local paths and ``file://`` (a mounted claim is one) and ``s3://``.
 
-Credentials come from the environment alone (the AWS_* names that every S3 client knows), never from an address, which
-ends up in statuses and logs.
+Credentials come from the environment alone (the AWS_* names that every S3 client knows, those of a cloud's workload
+identity among them: the client reads them itself), never from an address, which ends up in statuses and logs.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,14 +17,9 @@ import fsspec  # type: ignore[import-untyped]
 from rlhf_trainer.exits import Invalid
 
 SCHEMES = ("file", "s3")
-_S3_VARIABLES = {
-    "AWS_ACCESS_KEY_ID": "access_key_id",
-    "AWS_SECRET_ACCESS_KEY": "secret_access_key",
-    "AWS_SESSION_TOKEN": "session_token",
-    "AWS_REGION": "region",
-    "AWS_ENDPOINT_URL": "endpoint",
-}
-_RETRY_SECONDS = 20
+CHECK_S3 = "the bucket, AWS_ENDPOINT_URL and the AWS_* credentials"
+_TIMEOUT_SECONDS = 20
+_AGAIN = ("408", "429")  # beside 5xx: what a store answers that has no time now
 
 
 def read_bytes(uri: str) -> bytes:
@@ -76,22 +73,46 @@ def _locate(uri: str) -> tuple[Any, str]:
     return fsspec.filesystem("file"), uri.removeprefix("file://")
 
 
+def open_bucket(name: str, timeout: float) -> Any:
+    """obstore's client of one bucket. It does not try again: the caller knows for how long that is worth it."""
+    return _client("store").S3Store(name, **_options(timeout, retries=0))
+
+
 def _s3() -> Any:
+    options = _options(_TIMEOUT_SECONDS, retries=2)
+    # fsspec hands out the same client for the same options, whatever has become of the environment.
+    return _client("fsspec").FsspecStore("s3", skip_instance_cache=True, **options)
+
+
+def _client(module: str) -> Any:
     try:
-        from obstore.fsspec import FsspecStore
+        return importlib.import_module(f"obstore.{module}")
     except ImportError as error:
         raise Invalid("s3:// needs the package obstore; install rlhf-operator[s3]") from error
-    options: dict[str, Any] = {
-        name: os.environ[variable] for variable, name in _S3_VARIABLES.items() if os.environ.get(variable)
+
+
+def _options(timeout: float, retries: int) -> dict[str, Any]:
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return {
+        "client_options": {"allow_http": plain, "timeout": f"{timeout:.0f}s"},
+        "retry_config": {"max_retries": retries},
     }
-    plain = options.get("endpoint", "").startswith("http://")
-    store: Any = FsspecStore
-    return store(
-        "s3",
-        config=options,
-        client_options={"allow_http": plain, "timeout": f"{_RETRY_SECONDS}s"},
-        retry_config={"max_retries": 2},
-    )
+
+
+def why(error: Exception) -> str:
+    """A store's error in one line; the document that S3 sends with it has the code, and parts of the request."""
+    text = str(error)
+    first = getattr(error, "strerror", None) or next(iter(text.splitlines()), "") or type(error).__name__
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    return first.split(": <?xml")[0].rstrip(": ")[:300] + (f": {code[1]}" if code else "")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed in a moment: unless the store has said what is wrong with it."""
+    if isinstance(error, FileNotFoundError | ValueError):
+        return False
+    status = re.search(r"status code: (\d{3})", str(error))
+    return status is None or status[1].startswith("5") or status[1] in _AGAIN
 
 
 def _replace(path: str, content: bytes) -> None:
@@ -111,7 +132,5 @@ def _replace(path: str, content: bytes) -> None:
 
 
 def _refusal(uri: str, verb: str, error: Exception) -> Invalid:
-    why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
-    why = why.split(": <?xml")[0]
-    check = "the bucket, AWS_ENDPOINT_URL and the AWS_* credentials" if uri.startswith("s3:") else "path and mount"
-    return Invalid(f"{uri}: cannot be {verb} ({why[:300]}); check {check}")
+    check = CHECK_S3 if uri.startswith("s3:") else "path and mount"
+    return Invalid(f"{uri}: cannot be {verb} ({why(error)}); check {check}")

@@ -11,7 +11,7 @@ from rlhf_trainer.config import ONLINE, Algorithm, Critic, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
-from rlhf_trainer.digests import DigestMismatchError, check_digest, dataset_digest, file_digest, folder_digest
+from rlhf_trainer.digests import dataset_digest, file_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.given_texts import Limits, Pair, Text, read_demonstrations, read_pairs
@@ -150,10 +150,6 @@ def _check_files(config: AttemptConfig) -> None:
         return
     try:
         LinearFilter.read(Path(located.path))
-        if located.digest is not None:
-            check_digest(file_digest(located.path), located.digest, f"spec.evaluation.safetyFilter ({located.uri})")
-    except DigestMismatchError as error:
-        raise Invalid(str(error), reason="DigestMismatch") from error
     except (OSError, FormatError) as error:
         raise Invalid(f"spec.evaluation.safetyFilter ({located.uri or located.path}): {error}") from error
 
