@@ -199,6 +199,19 @@ def test_pods_and_limits_do_not_change_while_pods_run(objects) -> None:
         assert expected in objects.refusal(changed(body, {path: value})), path
 
 
+def test_the_way_to_the_data_changes_while_nothing_runs_and_the_data_never(objects) -> None:
+    """A Secret is renewed, a store moves; what is read is pinned by its digest."""
+    body = example("reward-model-job-s3")
+    objects.create(body, status=RUNNING)
+
+    for change in ({"spec.objectStore.secretRef.name": "newer"}, {"spec.objectStore": DELETED}):
+        assert "spec.objectStore changes only while the job is suspended" in objects.refusal(changed(body, change))
+    suspended = changed(body, {"metadata.name": "moved", "spec.suspend": True})
+    objects.create(suspended, status=SUSPENDED)
+    assert objects.refusal(changed(suspended, {"spec.objectStore.secretRef.name": "newer"})) == ""
+    assert "spec.preferences is immutable" in objects.refusal(changed(body, {"spec.preferences.uri": "s3://b/x"}))
+
+
 @pytest.mark.parametrize("file", JOBS)
 def test_pods_and_limits_change_while_nothing_runs(objects, file: str) -> None:
     new = example(file)

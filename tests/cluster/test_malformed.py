@@ -17,12 +17,19 @@ from tests.cluster.samples import CRDS, DELETED, changed, example
 from tests.property import cluster
 
 RM, PPO, ROLLOUT = "reward-model-job", "policy-optimization-job", "policy-rollout"
+S3 = "reward-model-job-s3"
 APPROVE, ACKNOWLEDGE = "decision-approve", "decision-acknowledge"
 DIGEST = "sha256:" + "9" * 64
+STORED = {"uri": "s3://bucket/key", "digest": DIGEST}
+STORE = {"secretRef": {"name": "desk-store"}}
 
 
 def env(name: str) -> dict[str, Any]:
     return {"spec.trainer.env": [{"name": name, "value": "1"}]}
+
+
+def endpoint(value: str) -> dict[str, Any]:
+    return {"spec.objectStore.endpoint": value}
 
 
 def containers(value: Any) -> dict[str, Any]:
@@ -31,7 +38,40 @@ def containers(value: Any) -> dict[str, Any]:
 
 RESERVED = ("spec.trainer.env[0].name", "set by the operator and torchrun: remove the variable")
 DIGEST_FORM = "must be sha256: followed by 64 lower-case hex digits"
-URI_FORM = "must be pvc://<claim>/<path>"
+CLAIM_FORM = "must be pvc://<claim>/<path>, where"
+INPUT_FORM = "must be pvc://<claim>/<path> or s3://<bucket>/<key>"
+ON_VOLUMES = "s3:// is for inputs of training jobs alone"
+
+STORE_CASES = [
+    Case("a run into a bucket", RM, {"spec.output.uri": "s3://b/k"}, ("spec.output.uri", CLAIM_FORM, ON_VOLUMES)),
+    Case("a policy in a bucket", ROLLOUT, {"spec.policy": STORED}, ("spec.policy.uri", ON_VOLUMES)),
+    Case("a filter in a bucket", ROLLOUT, {"spec.safetyFilter": STORED}, ("spec.safetyFilter.uri", ON_VOLUMES)),
+    Case("an object without a key", S3, {"spec.baseModel.uri": "s3://models"}, ("spec.baseModel.uri", INPUT_FORM)),
+    Case("an object of no bucket", S3, {"spec.preferences.uri": "s3:///x"}, ("spec.preferences.uri", INPUT_FORM)),
+    Case("a key that climbs", S3, {"spec.preferences.uri": "s3://b/../x"}, ("spec.preferences.uri", "with a dot")),
+    Case("a key with a hole", S3, {"spec.preferences.uri": "s3://b/a//x"}, ("spec.preferences.uri", INPUT_FORM)),
+    Case("a prefix with a slash", S3, {"spec.baseModel.uri": "s3://b/a/"}, ("spec.baseModel.uri", INPUT_FORM)),
+    Case("a signed address", S3, {"spec.baseModel.uri": "s3://b/x?sig=1"}, ("spec.baseModel.uri", INPUT_FORM)),
+    Case(
+        "a secret in an address",
+        S3,
+        {"spec.preferences.uri": "s3://key:secret@b/x"},
+        ("spec.preferences.uri", "credentials go into the Secret that spec.objectStore.secretRef names"),
+    ),
+    Case("scores in no bucket", RM, {"spec.validation.humanScores.uri": "s3://"}, ("humanScores.uri", "s3://")),
+    Case("an object without its digest", S3, {"spec.preferences.digest": DELETED}, ("preferences.digest: Required",)),
+    Case("a stored model without its digest", S3, {"spec.baseModel.digest": DELETED}, ("is not an identity",)),
+    Case("a store of nothing", S3, {"spec.objectStore": {}}, ("spec.objectStore", "name an endpoint, a region or a")),
+    Case("a store nothing is in", RM, {"spec.objectStore": STORE}, ("spec.objectStore", "this job has none: name one")),
+    Case("a store no policy is in", PPO, {"spec.objectStore": STORE}, ("spec.objectStore", "this job has none")),
+    Case("an endpoint with a path", S3, endpoint("https://h/minio"), ("objectStore.endpoint", "without a path")),
+    Case("an endpoint with a secret", S3, endpoint("https://a:b@h"), ("objectStore.endpoint", "without credentials")),
+    Case("an endpoint of files", S3, endpoint("file://x"), ("objectStore.endpoint", "http(s)://<host>[:<port>]")),
+    Case("a region in words", S3, {"spec.objectStore.region": "the north"}, ("spec.objectStore.region",)),
+    Case("a Secret elsewhere", S3, {"spec.objectStore.secretRef.name": "ns/x"}, ("secretRef.name", "of a Secret in")),
+    Case("keys in the spec", S3, {"spec.objectStore.accessKey": "x"}, ('unknown field "spec.objectStore.accessKey"',)),
+    Case("credentials twice", S3, env("AWS_SECRET_ACCESS_KEY"), ("spec.trainer.env", "remove it from one of them")),
+]
 
 CASES = [
     # names
@@ -58,10 +98,11 @@ CASES = [
         "digest in capitals", PPO, {"spec.prompts.digest": "sha256:" + "A" * 64}, ("spec.prompts.digest", DIGEST_FORM)
     ),
     Case("digest too long", RM, {"spec.baseModel.digest": DIGEST + "0"}, ("spec.baseModel.digest: Too long",)),
-    Case("a path for a uri", RM, {"spec.output.uri": "/data"}, ("spec.output.uri", URI_FORM)),
-    Case("a scheme not yet read", RM, {"spec.baseModel.uri": "s3://b/k"}, ("spec.baseModel.uri", URI_FORM)),
+    Case("a path for a uri", RM, {"spec.output.uri": "/data"}, ("spec.output.uri", CLAIM_FORM)),
+    Case("a scheme not yet read", RM, {"spec.baseModel.uri": "gs://b/k"}, ("spec.baseModel.uri", INPUT_FORM)),
     Case("a path that climbs", PPO, {"spec.policy.uri": "pvc://m/../x"}, ("spec.policy.uri", "starts with a dot")),
-    Case("credentials in a uri", PPO, {"spec.policy.uri": "pvc://me:pw@m/x"}, ("spec.policy.uri", URI_FORM)),
+    Case("credentials in a uri", PPO, {"spec.policy.uri": "pvc://me:pw@m/x"}, ("spec.policy.uri", INPUT_FORM)),
+    *STORE_CASES,
     # one of
     Case(
         "no reward model at all", PPO, {"spec.rewardModel": {}}, ("spec.rewardModel", "exactly one of jobRef and uri")
@@ -230,7 +271,7 @@ def test_it_is_refused_with_field_and_remedy(rest: Rest, case: Case) -> None:
     assert not missing, f"{missing} not in: {refusal}"
 
 
-@pytest.mark.parametrize("file", [RM, *FAMILIES, ROLLOUT])
+@pytest.mark.parametrize("file", [RM, S3, *FAMILIES, ROLLOUT])
 def test_the_object_that_is_spoiled_is_sound(rest: Rest, file: str) -> None:
     assert rest.create(example(file)) == ""
 

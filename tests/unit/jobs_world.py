@@ -38,6 +38,16 @@ def reward_spec(**changes: Any) -> dict[str, Any]:
     return spec | changes
 
 
+def stored_spec(**changes: Any) -> dict[str, Any]:
+    """A reward model whose inputs are in an object store."""
+    spec: dict[str, Any] = {
+        "baseModel": {"uri": "s3://models/desk/sft", "digest": digest("a")},
+        "preferences": {"uri": "s3://feedback/desk.jsonl", "digest": digest("b")},
+        "objectStore": {"endpoint": "https://minio.storage.svc:9000", "secretRef": {"name": "desk-store"}},
+    }
+    return reward_spec(**spec | changes)
+
+
 def policy_spec(**changes: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "policy": {"uri": "pvc://models/sft", "digest": digest("a")},

@@ -13,9 +13,9 @@ from rlhf_operator.api.training import TrainerSpec
 from rlhf_operator.kinds.base import Prices
 from rlhf_operator.kinds.training.merge import merge
 from rlhf_operator.kinds.training.resources import Shape, quantity, shape
-from rlhf_operator.kinds.training.storage import BadUri, Volume, mounts, uri_of
+from rlhf_operator.kinds.training.storage import BadUri, Volume, input_path, mounts, place_of, uri_of
 from rlhf_trainer.wire import AttemptConfig
-from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec
+from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec, stored_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -23,6 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 def world_of(kind: str) -> World:
     if kind == "RewardModelJob":
         world = World(reward_spec())
+    elif kind == "RewardModelJob-s3":
+        world = World(stored_spec())
     else:
         trainer = {
             "numNodes": 1,
@@ -50,7 +52,7 @@ def world_of(kind: str) -> World:
     return world
 
 
-@pytest.mark.parametrize("kind", ["RewardModelJob", "PolicyOptimizationJob"])
+@pytest.mark.parametrize("kind", ["RewardModelJob", "RewardModelJob-s3", "PolicyOptimizationJob"])
 def test_children_are_exactly_these(kind: str) -> None:
     """With UPDATE_GOLDEN set the files are written anew, for a reader to judge the difference."""
     made = world_of(kind).children
@@ -180,6 +182,19 @@ def test_one_volume_a_claim_inputs_read_only() -> None:
 def test_bad_uris_are_refused(uri: str) -> None:
     with pytest.raises(BadUri, match="pvc://<claim>/<path>"):
         Volume.parse(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://b", "s3://b/", "s3:///k", "s3://b/../k", "s3://b/a//k", "s3://b/k/"])
+def test_bad_objects_are_refused(uri: str) -> None:
+    with pytest.raises(BadUri, match="s3://<bucket>/<key>"):
+        place_of(uri)
+
+
+def test_inputs_of_a_store_never_share_a_path() -> None:
+    """One key may lie below another, and two may have the same last part."""
+    paths = [input_path(*named) for named in (("a", "s3://m/x"), ("b", "s3://m/x/y"), ("c", "s3://n/x"))]
+    assert paths == ["/mnt/rlhf/scratch/a/x", "/mnt/rlhf/scratch/b/y", "/mnt/rlhf/scratch/c/x"]
+    assert input_path("a", "pvc://models/x") == "/mnt/rlhf/in/models/x"
 
 
 def test_uris_and_pod_paths_are_each_others_inverse() -> None:

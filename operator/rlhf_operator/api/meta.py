@@ -24,7 +24,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from rlhf_trainer.config import PVC_URI, Spec
+from rlhf_trainer.config import INPUT_URI, PVC_URI, Spec
 
 
 class Marker(ABC):
@@ -133,7 +133,8 @@ Digest = Annotated[
     Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>"),
     Form("must be sha256: followed by 64 lower-case hex digits"),
 ]
-Uri = Annotated[
+_CLAIM_FORM = "<claim> is a PersistentVolumeClaim in the same namespace; no part of the path starts with a dot"
+ClaimUri = Annotated[
     str,
     Field(
         pattern=PVC_URI,
@@ -141,8 +142,21 @@ Uri = Annotated[
         description="pvc://<claim>/<path>: a PersistentVolumeClaim in the same namespace and a path in it.",
     ),
     Form(
-        "must be pvc://<claim>/<path>, where <claim> is a PersistentVolumeClaim in the same namespace; "
-        "no part of the path starts with a dot"
+        f"must be pvc://<claim>/<path>, where {_CLAIM_FORM}; s3:// is for inputs of training jobs alone: checkpoints "
+        "are published by a rename, which object stores do not have, and a server loads its model from a volume"
+    ),
+]
+InputUri = Annotated[
+    str,
+    Field(
+        pattern=INPUT_URI,
+        max_length=512,
+        description="pvc://<claim>/<path>: a PersistentVolumeClaim in the same namespace and a path in it. "
+        "s3://<bucket>/<key>: an object, or a folder of them; every pod loads it to its own disk before it trains.",
+    ),
+    Form(
+        f"must be pvc://<claim>/<path> or s3://<bucket>/<key>, where {_CLAIM_FORM}; credentials go into the Secret "
+        "that spec.objectStore.secretRef names"
     ),
 ]
 Name = Annotated[
@@ -159,8 +173,14 @@ Name = Annotated[
 class Source(ApiSpec):
     """Where something is and what it must hash to."""
 
-    uri: Uri
+    uri: InputUri
     digest: Digest
+
+
+class ClaimSource(Source):
+    """On a volume, and what it must hash to."""
+
+    uri: ClaimUri
 
 
 class JobRef(ApiSpec):
@@ -173,7 +193,7 @@ class ArtifactSource(ApiSpec):
     """Either the artifact of an upstream job, or a pinned one."""
 
     job_ref: JobRef | None = None
-    uri: Uri | None = None
+    uri: InputUri | None = None
     digest: Digest | None = None
 
     cel_rules: ClassVar[tuple[Cel, ...]] = (
@@ -186,6 +206,12 @@ class ArtifactSource(ApiSpec):
             "uri and digest go together: a uri without its digest is not an identity",
         ),
     )
+
+
+class ClaimArtifactSource(ArtifactSource):
+    """Either the artifact of an upstream job, or a pinned one on a volume."""
+
+    uri: ClaimUri | None = None
 
 
 class ConditionStatus(ApiStatus):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
+from rlhf_operator.api.object_store import SET_ONCE, read_by
 from rlhf_operator.api.policy_rules import RULES, broken, one_of
 from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
 from rlhf_operator.api.training_status import TrainingJobStatus
@@ -61,6 +62,11 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
             " && !(has(self.auditRewardModel.jobRef) && has(self.rewardModel.jobRef)"
             " && self.auditRewardModel.jobRef.name == self.rewardModel.jobRef.name))",
             "auditRewardModel must not be rewardModel: an audit by the model that trained the policy shows nothing",
+        ),
+        SET_ONCE,
+        read_by(
+            *("policy", "rewardModel", "preferences", "demonstrations", "teacher", "auditRewardModel", "prompts"),
+            "evaluation.safetyFilter",
         ),
     )
 

@@ -11,12 +11,12 @@ from pydantic import Field
 from rlhf_operator.api.meta import (
     NAME_RULE,
     ApiSpec,
-    ArtifactSource,
     Cel,
+    ClaimArtifactSource,
+    ClaimSource,
     Form,
     ListMap,
     PreserveUnknown,
-    Source,
 )
 from rlhf_operator.api.pod_template import PodTemplate
 from rlhf_operator.api.policy_rollout_status import MAX_STAGES, PolicyRolloutStatus, RolloutMetric
@@ -162,10 +162,10 @@ class Fallback(ApiSpec):
 
 
 class PolicyRolloutSpec(ApiSpec):
-    policy: ArtifactSource
+    policy: ClaimArtifactSource
     serving: Serving = Serving()
     routing: Routing = Routing()
-    safety_filter: Source | None = Field(
+    safety_filter: ClaimSource | None = Field(
         None, description="A trained safety filter (fileDigest); without one safety is Unknown, never assumed."
     )
     stages: Annotated[list[Stage], Field(min_length=1, max_length=MAX_STAGES)] = Field(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rlhf_operator.api.meta import ApiSpec, ArtifactSource, Cel, PreserveUnknown, Source
+from rlhf_operator.api.object_store import SET_ONCE, read_by
 from rlhf_operator.api.training import TRAINING_JOB_RULES, TrainingJobSpec, immutable
 from rlhf_operator.api.training_status import TrainingJobStatus
 from rlhf_trainer.config import RewardModelTraining, RewardModelValidation
@@ -38,6 +39,8 @@ class RewardModelJobSpec(TrainingJobSpec):
             "training.aspects name an aspect twice: keep one of them",
             field_path=".training.aspects",
         ),
+        SET_ONCE,
+        read_by("baseModel", "preferences", "validation.humanScores"),
     )
 
 

@@ -10,11 +10,12 @@ from pydantic import Field
 from rlhf_operator.api.meta import (
     ApiSpec,
     Cel,
+    ClaimUri,
     IntOrString,
     ListMap,
     ListSet,
-    Uri,
 )
+from rlhf_operator.api.object_store import ObjectStore
 from rlhf_operator.api.pod_template import PodTemplate
 from rlhf_trainer.config import Checkpoints
 
@@ -161,7 +162,7 @@ class Budget(ApiSpec):
 class Output(ApiSpec):
     """Where a run writes: into a folder of its own, <uri>/<uid of the job>."""
 
-    uri: Uri
+    uri: ClaimUri
 
 
 class TrainingJobSpec(ApiSpec):
@@ -169,6 +170,7 @@ class TrainingJobSpec(ApiSpec):
 
     suspend: bool = Field(False, description="Saves a checkpoint, ends the pods and waits; false goes on from there.")
     trainer: TrainerSpec = TrainerSpec()
+    object_store: ObjectStore | None = None
     checkpoints: Checkpoints = Checkpoints()
     output: Output
     failure_policy: FailurePolicy = FailurePolicy()
@@ -212,6 +214,7 @@ def editable_when_idle(field: str, optional: bool = False) -> Cel:
 TRAINING_JOB_RULES: tuple[Cel, ...] = (
     immutable("output"),
     editable_when_idle("trainer"),
+    editable_when_idle("objectStore", optional=True),
     editable_when_idle("checkpoints"),
     editable_when_idle("failurePolicy"),
     editable_when_idle("preRunningDeadlineSeconds", optional=True),

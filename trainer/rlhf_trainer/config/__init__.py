@@ -6,6 +6,7 @@ also accept a numeric string (pydantic does this in its default mode).
 """
 
 from rlhf_trainer.config.base import (
+    INPUT_URI,
     PVC_URI,
     DeepSpeed,
     Fraction,
@@ -63,6 +64,7 @@ __all__ = [
     "FROM_PREFERENCES",
     "GROUPED",
     "GRPO",
+    "INPUT_URI",
     "KL",
     "KTO",
     "ONLINE",

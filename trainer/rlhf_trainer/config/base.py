@@ -30,8 +30,13 @@ Seed = Annotated[
     ),
 ]
 
-PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
-PinnedUri = Annotated[str, Field(pattern=PVC_URI, max_length=512, description="pvc://<claim>/<path>")]
+_CLAIM = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*"
+_STORED = r"s3://[a-z0-9][-a-z0-9]*([.][a-z0-9][-a-z0-9]*)*(/[A-Za-z0-9_][A-Za-z0-9._=-]*)+"
+PVC_URI = f"^{_CLAIM}$"
+INPUT_URI = f"^({_CLAIM}|{_STORED})$"
+PinnedUri = Annotated[
+    str, Field(pattern=INPUT_URI, max_length=512, description="pvc://<claim>/<path> or s3://<bucket>/<key>")
+]
 PinnedDigest = Annotated[
     str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71, description="sha256:<64 hex digits>")
 ]

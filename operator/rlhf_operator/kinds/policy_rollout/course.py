@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from rlhf_operator.api.decision import Action, Decision
-from rlhf_operator.api.meta import Source
+from rlhf_operator.api.meta import ClaimSource
 from rlhf_operator.api.policy_rollout_status import Revision, RevisionState, RolloutReason
 from rlhf_operator.kinds.base import Key
 from rlhf_operator.kinds.policy_rollout import ledger
@@ -44,11 +44,11 @@ def recorded(view: View) -> Course:
     return Course(tuple(status.revisions), status.trial, status.trial_plan, status.stage, status.stage_started_at)
 
 
-def desired(view: View) -> Source | str:
+def desired(view: View) -> ClaimSource | str:
     """The policy that shall be served, or in words what it waits for."""
     policy = view.spec.policy
     if policy.uri is not None and policy.digest is not None:
-        return Source(uri=policy.uri, digest=policy.digest)
+        return ClaimSource(uri=policy.uri, digest=policy.digest)
     name = policy.job_ref.name if policy.job_ref is not None else ""
     job = view.observed.related.get(Key(UPSTREAM, view.namespace, name))
     if job is None:
@@ -56,12 +56,12 @@ def desired(view: View) -> Source | str:
     if not is_true(job, "Complete"):
         return f"waiting for {UPSTREAM} {name!r}: it is {text(job, 'status', 'phase') or 'Pending'}"
     try:
-        return Source.model_validate(dict(mapping(job, "status", "artifact")))
+        return ClaimSource.model_validate(dict(mapping(job, "status", "artifact")))
     except ValidationError:
         return f"waiting for {UPSTREAM} {name!r}: it is complete, but its status names no artifact"
 
 
-def steered(view: View, course: Course, policy: Source | str) -> Course:
+def steered(view: View, course: Course, policy: ClaimSource | str) -> Course:
     """The course after the spec, the ledger's clocks and the people have been heard."""
     course = replace(course, revisions=ledger.expired(course.revisions, view.now))
     if isinstance(policy, str):
@@ -109,7 +109,7 @@ def trial_plan(view: View) -> str:
     )
 
 
-def _entered(view: View, course: Course, policy: Source, state: RevisionState) -> Course:
+def _entered(view: View, course: Course, policy: ClaimSource, state: RevisionState) -> Course:
     trial = course.trial + 1 if state is RevisionState.CANDIDATE else course.trial
     image = view.observed.settings.trainer_image
     revisions = ledger.started(course.revisions, view.name, policy, state, image, trial, view.now)

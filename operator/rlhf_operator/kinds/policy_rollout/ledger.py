@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from rlhf_operator.api.meta import Source
+from rlhf_operator.api.meta import ClaimSource
 from rlhf_operator.api.policy_rollout_status import MAX_REVISIONS_KEPT, Revision, RevisionState, RolloutReason
 
 Revisions = tuple[Revision, ...]
@@ -37,7 +37,7 @@ def rejection(revisions: Revisions, digest: str) -> Revision | None:
 
 
 def started(
-    revisions: Revisions, rollout: str, source: Source, state: RevisionState, image: str, trial: int, now: datetime
+    revisions: Revisions, rollout: str, source: ClaimSource, state: RevisionState, image: str, trial: int, now: datetime
 ) -> Revisions:
     """With a new revision at the end; an older entry of the same digest that is still loaded gives way to it."""
     entry = Revision(

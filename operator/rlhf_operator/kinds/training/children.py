@@ -17,14 +17,15 @@ from rlhf_operator.api.labels import (
     OWNER_NAME,
     OWNER_UID,
 )
-from rlhf_operator.api.training import RESERVED_ENV, RESERVED_ENV_PREFIXES, TrainerSpec
+from rlhf_operator.api.training import TrainerSpec
 from rlhf_operator.kinds.base import Object
+from rlhf_operator.kinds.training.environment import environment
 from rlhf_operator.kinds.training.job import Input, Job
 from rlhf_operator.kinds.training.merge import merge
-from rlhf_operator.kinds.training.objects import integer, mapping, mappings, text
+from rlhf_operator.kinds.training.objects import integer, mapping, mappings
 from rlhf_operator.kinds.training.pods import INDEX_LABEL
 from rlhf_operator.kinds.training.resources import Shape, shape
-from rlhf_operator.kinds.training.storage import IN_ROOT, OUT_ROOT, Volume, mounts
+from rlhf_operator.kinds.training.storage import OUT_ROOT, Volume, input_path, mounts, place_of
 from rlhf_trainer.wire import ATTEMPT_CONFIG_PATH, RENDEZVOUS_PORT, STATUS_PORT, AttemptConfig, digest_of
 
 TRAINER, REPORTER = "trainer", "reporter"
@@ -53,7 +54,7 @@ def attempt_config(job: Job[Any], number: int, inputs: Mapping[str, Input], size
     output = output_of(job)
     grace = integer(template(job, number, inputs), "spec", "terminationGracePeriodSeconds")
     located = {
-        name: {"path": Volume.parse(found.uri).at(IN_ROOT), "digest": found.digest, "uri": found.uri}
+        name: {"path": input_path(name, found.uri), "digest": found.digest, "uri": found.uri}
         for name, found in inputs.items()
     }
     return AttemptConfig.model_validate(
@@ -148,16 +149,13 @@ def _job(job: Job[Any], number: int, inputs: Mapping[str, Input], size: Shape) -
 def template(job: Job[Any], number: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
     """The generated pod template with the user's podTemplate laid over it."""
     trainer: TrainerSpec = job.spec.trainer
-    readable = [Volume.parse(found.uri) for found in inputs.values()]
-    volumes, volume_mounts = mounts(readable, output_of(job))
+    volumes, volume_mounts = mounts((place_of(found.uri) for found in inputs.values()), output_of(job))
     resources = {
         name: dict(amounts) for name in ("limits", "requests") if (amounts := getattr(trainer.resources_per_node, name))
     }
-    threads = str(shape(trainer, resources).threads)
-    env = {"HOME": "/tmp", "OMP_NUM_THREADS": threads, **{found.name: found.value for found in trainer.env}}
     container = {
         **_container(job, TRAINER, ["python", "-m", "rlhf_trainer.launch"]),
-        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "env": environment(job.spec, shape(trainer, resources).threads),
         "resources": resources,
         "ports": [
             {"name": "status", "containerPort": STATUS_PORT},
@@ -213,17 +211,6 @@ def size_of(job: Job[Any]) -> Shape:
     """By the merged trainer container, because podTemplate may change its resources."""
     merged = merge(template(job, 1, {}), {})
     return shape(job.spec.trainer, mapping(trainer_container(merged), "resources"))
-
-
-def reserved_env(pod_template: Mapping[str, Any]) -> str:
-    """The first reserved variable that a podTemplate sets: CEL cannot look inside."""
-    for field in ("initContainers", "containers"):
-        for container in mappings(pod_template, "spec", field):
-            for variable in mappings(container, "env"):
-                name = text(variable, "name")
-                if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES):
-                    return name
-    return ""
 
 
 def _rendezvous_env(name: str, size: Shape) -> list[Any]:

@@ -22,7 +22,14 @@ _TOLD: dict[tuple[JobCondition, str], str] = {
     (JobCondition.COMPLETE, "True"): "Normal",
     (JobCondition.FAILED, "True"): "Warning",
 }
-_WAITS = ("WaitingForUpstream", "WaitingForClaim", "WaitingForQuota", "Unschedulable", "ImagePullFailed")
+_WAITS = (
+    "WaitingForUpstream",
+    "WaitingForClaim",
+    "WaitingForQuota",
+    "Unschedulable",
+    "ImagePullFailed",
+    "CreateContainerConfigError",
+)
 
 
 def events_of(job: Job[Any], draft: Draft) -> tuple[Event, ...]:

@@ -106,7 +106,7 @@ def parse_result(message: Any) -> Result | None:
 
 
 def waiting(pods: tuple[Object, ...]) -> tuple[Reason, str] | None:
-    """Why pods do not start: the first of image and scheduling problems, in words."""
+    """Why pods do not start: the first of image, configuration and scheduling problems, in words."""
     for pod in sorted(pods, key=name_of):
         for status in (
             *mappings(pod, "status", "initContainerStatuses"),
@@ -116,6 +116,11 @@ def waiting(pods: tuple[Object, ...]) -> tuple[Reason, str] | None:
             if text(state, "reason") in _PULL_REASONS:
                 image = text(status, "image") or "the image"
                 return Reason.IMAGE_PULL_FAILED, f"pod {name_of(pod)} cannot pull {image}: check its name and access"
+            if text(state, "reason") == Reason.CONTAINER_CONFIG_ERROR:
+                message = text(state, "message") or "a Secret or ConfigMap is missing"
+                return Reason.CONTAINER_CONFIG_ERROR, (
+                    f"pod {name_of(pod)} cannot be configured: {message}; it starts once that is there"
+                )
     for pod in sorted(pods, key=name_of):
         placed = condition(pod, "PodScheduled")
         if text(placed, "status") == "False" and text(placed, "reason") == "Unschedulable":

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     WAITING_FOR_CLAIM = "WaitingForClaim"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "CreateContainerConfigError"
     PODS_STARTING = "PodsStarting"
     RESTARTING = "Restarting"
     STOPPING = "Stopping"

@@ -12,6 +12,7 @@ from rlhf_operator.kinds.training.claims import Use, claim_key, claim_of, missin
 from rlhf_operator.kinds.training.closing import running
 from rlhf_operator.kinds.training.decisions import acknowledgement
 from rlhf_operator.kinds.training.draft import Draft, Why
+from rlhf_operator.kinds.training.environment import taken_env
 from rlhf_operator.kinds.training.job import attempt_of
 from rlhf_operator.kinds.training.objects import moment, text
 from rlhf_operator.kinds.training.reasons import Reason
@@ -196,7 +197,7 @@ def refused(draft: Draft) -> Why | None:
         Volume.parse(spec.output.uri)
     except BadUri as bad:
         return Reason.INVALID_DATA, f"spec.output.uri: {bad}"
-    if name := children.reserved_env(spec.trainer.pod_template):
+    if name := taken_env(spec):
         return Reason.INVALID_DATA, f"spec.trainer.podTemplate sets {name}, which the operator sets: remove it"
     size = draft.size  # reads the output's URI
     field, batch, parts = job.kind.batch(spec)

@@ -11,7 +11,7 @@ from rlhf_operator.kinds.base import Key, Object
 from rlhf_operator.kinds.training.job import Input, Job
 from rlhf_operator.kinds.training.objects import condition, is_true, mapping, text
 from rlhf_operator.kinds.training.reasons import Reason
-from rlhf_operator.kinds.training.storage import BadUri, Volume
+from rlhf_operator.kinds.training.storage import BadUri, place_of
 
 # Which kind of job a field's jobRef names.
 UPSTREAM_KINDS = {
@@ -55,7 +55,7 @@ def resolve(job: Job[Any]) -> Resolution:
     try:
         for name, source in job.kind.inputs(job.spec).items():
             inputs[name] = _resolve(job, name, source)
-            Volume.parse(inputs[name].uri)
+            place_of(inputs[name].uri)
         _check_audit(job, inputs)
     except _Waiting as waiting:
         return Resolution(waiting=str(waiting))
