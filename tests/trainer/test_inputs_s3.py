@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from rlhf_trainer.inputs import fetch as fetching
 from rlhf_trainer.inputs.fetch import fetch
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located, Result
 from tests.trainer.attempts import run_here
+from tests.trainer.credentials_agent import credentials_agent
 from tests.trainer.s3_server import S3Server
 from tests.trainer.store_faults import faulty
 from tests.trainer.training_world import TinyWorld, launched
@@ -99,8 +101,8 @@ def test_attempts_whose_inputs_cannot_be_had(reachable: S3Server, tiny_world: Ti
     assert codes == {"missing": 11, "wrong secret": 11, "altered": 11}, logs
     told = {name: attempt.message() for name, attempt in launches.items()}
     assert told["missing"].message == (
-        f"spec.preferences ({address}/desk/v2.jsonl): there is no such object, nor any below it; check the bucket, "
-        "AWS_ENDPOINT_URL and the AWS_* credentials"
+        f"spec.preferences ({address}/desk/v2.jsonl): there is no such object, nor any below it; check bucket and "
+        "key, spec.objectStore and its Secret"
     )
     assert told["wrong secret"].message.startswith(f"spec.baseModel ({address}/models/sft): cannot be read (")
     assert "403 Forbidden" in told["wrong secret"].message
@@ -131,7 +133,7 @@ def test_a_store_out_of_reach_ends_as_what_is_tried_again(
     assert (result.failure_class, result.reason) == (FailureClass.UNKNOWN, "ObjectStoreUnavailable")
     assert result.exit_code == 1
     assert "spec.baseModel (s3://feedback/models/sft): no answer for 1 s (" in result.message
-    assert "check the network, and the bucket, AWS_ENDPOINT_URL" in result.message
+    assert "check the network, bucket and key, spec.objectStore and its Secret" in result.message
 
 
 def test_sigterm_ends_a_download_at_once(reachable: S3Server, tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -148,6 +150,22 @@ def test_sigterm_ends_a_download_at_once(reachable: S3Server, tiny_world: TinyWo
                 assert attempt.wait() == 20, attempt.output()
     assert time.monotonic() - began < PROMPT_SECONDS
     assert "SIGTERM while the inputs were being loaded" in attempt.message().message
+
+
+def test_pods_that_load_slowly_are_waited_for_longer(
+    reachable: S3Server, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two pods, whose store was busy for 1.5 s; the second never comes."""
+    located = stored(reachable, "desk/v1.jsonl", tmp_path)
+    put(tiny_world.preferences, f"s3://{reachable.bucket}/desk/v1.jsonl")
+    config = tiny_world.config(tmp_path / "out", 2, preferences=located, rendezvous_seconds=1)
+    with faulty(reachable.environment["AWS_ENDPOINT_URL"], ["busy", "busy"]) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with launched(config, tmp_path / "launch", nodes=2) as attempt:
+            assert attempt.wait() == 21, attempt.output()
+    limit = re.search(r"the 2 ranks did not meet within (\d+) s", attempt.message().message)
+    assert limit is not None
+    assert int(limit[1]) >= 2
 
 
 def test_a_store_in_trouble_is_asked_again(
@@ -249,3 +267,22 @@ def test_nothing_to_fetch_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_worl
 
     monkeypatch.setattr(fetching, "open_bucket", asked)
     launch.bring_inputs(tiny_world.config(tmp_path))
+
+
+def test_without_keys_the_pod_has_those_of_its_service_account(
+    reachable: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on EKS: an agent of the node gives credentials for the token of the service account."""
+    write_bytes(f"s3://{reachable.bucket}/ambient", b"here")
+    (tmp_path / "token").write_text("of-the-account")
+    keys = {name: reachable.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in keys:
+        monkeypatch.delenv(name)
+    with credentials_agent("of-the-account", *keys.values()) as address:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+        fetch(preferences(stored(reachable, "ambient", tmp_path)))
+        assert (tmp_path / "ambient").read_bytes() == b"here"
+        (tmp_path / "token").write_text("of-another")
+        with pytest.raises(Invalid, match="cannot be read"):
+            fetch(preferences(stored(reachable, "ambient", tmp_path)))

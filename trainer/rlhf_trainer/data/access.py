@@ -17,7 +17,6 @@ import fsspec  # type: ignore[import-untyped]
 from rlhf_trainer.exits import Invalid
 
 SCHEMES = ("file", "s3")
-CHECK_S3 = "the bucket, AWS_ENDPOINT_URL and the AWS_* credentials"
 _TIMEOUT_SECONDS = 20
 _AGAIN = ("408", "429")  # beside 5xx: what a store answers that has no time now
 
@@ -132,5 +131,5 @@ def _replace(path: str, content: bytes) -> None:
 
 
 def _refusal(uri: str, verb: str, error: Exception) -> Invalid:
-    check = CHECK_S3 if uri.startswith("s3:") else "path and mount"
+    check = "the bucket, AWS_ENDPOINT_URL and the AWS_* credentials" if uri.startswith("s3:") else "path and mount"
     return Invalid(f"{uri}: cannot be {verb} ({why(error)}); check {check}")

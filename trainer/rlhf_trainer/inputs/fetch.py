@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_trainer.data.access import CHECK_S3, may_pass, open_bucket, scheme_of, why
+from rlhf_trainer.data.access import may_pass, open_bucket, scheme_of, why
 from rlhf_trainer.exits import Invalid, NoSpace, Preempted, StoreUnavailable
 from rlhf_trainer.inputs import Input
 from rlhf_trainer.inputs.plan import Part, Stored, in_words, parts_of, targets
@@ -33,6 +33,7 @@ _REQUEST_SECONDS = 60.0  # for one part: a connection slower than 140 KB/s is gi
 _AT_ONCE = 4
 _TELL_SECONDS = 10.0
 _LONGEST_PAUSE = 8.0
+_CHECK = "bucket and key, spec.objectStore and its Secret"
 _ROOM = "mount a larger, writable volume there by trainer.podTemplate, or request ephemeral-storage"
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ class _Download:
         else:
             self._found = targets(self._uri, self._key, await self._patiently(self._list), self._partial)
         if not self._found:
-            raise Invalid(f"{self.wanted.shown}: there is no such object, nor any below it; check {CHECK_S3}")
+            raise Invalid(f"{self.wanted.shown}: there is no such object, nor any below it; check {_CHECK}")
         objects = "1 object" if len(self._found) == 1 else f"{len(self._found)} objects"
         log.info("%s: %s, %s to load", self.wanted.shown, objects, in_words(self.size))
 
@@ -166,11 +167,10 @@ class _Download:
                 "now, and its digest decides"
             ) from error
         if not may_pass(error):
-            raise Invalid(f"{self.wanted.shown}: cannot be read ({why(error)}); check {CHECK_S3}") from error
+            raise Invalid(f"{self.wanted.shown}: cannot be read ({why(error)}); check {_CHECK}") from error
         if out_of_time:
             raise StoreUnavailable(
-                f"{self.wanted.shown}: no answer for {self._patience:.0f} s ({why(error)}); check the network, and "
-                f"{CHECK_S3}"
+                f"{self.wanted.shown}: no answer for {self._patience:.0f} s ({why(error)}); check the network, {_CHECK}"
             ) from error
 
 
