@@ -1,7 +1,7 @@
 """Every family of algorithms through the CRDs: real pods, real DeepSpeed, the service desk, one chain of jobs.
 
     careful-rm, audit-rm ─▶ grpo (2 pods), lagrangian, dpo, sft ─▶ distilled
-                            kto, which nobody judges
+    stored-rm: from S3      kto, which nobody judges
 
 All jobs are created at once, as a user would commit them: each waits for what it names, the scheduler does the rest.
 The tests are small and their gates lenient: what they show is the chain, not how good a policy gets.
@@ -9,6 +9,7 @@ The tests are small and their gates lenient: what they show is the chain, not ho
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +20,10 @@ import pytest
 from rlhf_trainer.digests import folder_digest
 from sandbox.cluster import Cluster
 from tests.e2e.jobs_world import CLAIM, FILTER, Body, Namespace, condition
+from tests.e2e.object_store import create_secret, object_store, store_of, upload
+from tests.trainer.s3_server import S3Server
 
-POLICY = "policyoptimizationjob"
+POLICY, SECRET = "policyoptimizationjob", "desk-store"
 PATIENCE = 600  # seconds; all of it together takes about three minutes on two idle cores
 # Small requests, so that the scheduler keeps as many at work as the node has memory for.
 SMALL = {"requests": {"cpu": "150m", "memory": "768Mi"}, "limits": {"memory": "3Gi"}}
@@ -39,22 +42,29 @@ def trainer(nodes: int = 1) -> Body:
 class Desk:
     """The jobs of this file in one namespace."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, server: S3Server) -> None:
         self.namespace = namespace
+        self.server = server
         self._digests = namespace.bring_desk()
 
     def source(self, path: str) -> Body:
         return {"uri": f"pvc://{CLAIM}/{path}", "digest": self._digests[path]}
 
-    def reward_model(self, name: str, preferences: str, base: Body | None = None) -> None:
+    def stored(self, path: str) -> Body:
+        """The same, from the object store."""
+        upload(self.server, self.namespace.folder / path, path)
+        return {"uri": f"s3://{self.server.bucket}/{path}", "digest": self._digests[path]}
+
+    def reward_model(self, name: str, preferences: Body, base: Body | None = None, **more: Any) -> None:
         self.namespace.create(
             name,
             baseModel=base or self.source("models/desk-sft"),
-            preferences=self.source(preferences),
+            preferences=preferences,
             training={"epochs": 1, "globalBatchSize": 64, "ensemble": {"members": 2}, "seed": 7},
             validation={"minAccuracy": 0.0, "maxCalibrationError": 1.0},
             trainer=trainer(),
             checkpoints={"everySteps": 100, "keepLast": 1},
+            **more,
         )
 
     def policy(
@@ -87,13 +97,25 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(cluster_with_operator: Cluster) -> Iterator[Desk]:
+def server(cluster_with_operator: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with object_store(cluster_with_operator, tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def desk(cluster_with_operator: Cluster, server: S3Server) -> Iterator[Desk]:
     """Everything created, nothing waited for."""
     namespace = Namespace(cluster_with_operator, f"algorithms-{uuid.uuid4().hex[:8]}")
-    made = Desk(namespace)
-    made.reward_model("careful-rm", "feedback/careful.jsonl")
-    made.reward_model("audit-rm", "feedback/audit.jsonl")
-    made.reward_model("tuned-rm", "feedback/audit.jsonl", TUNED)
+    made = Desk(namespace, server)
+    made.reward_model(
+        "stored-rm",
+        made.stored("feedback/careful.jsonl"),
+        made.stored("models/desk-sft"),
+        objectStore=store_of(server, SECRET),
+    )
+    made.reward_model("careful-rm", made.source("feedback/careful.jsonl"))
+    made.reward_model("audit-rm", made.source("feedback/audit.jsonl"))
+    made.reward_model("tuned-rm", made.source("feedback/audit.jsonl"), TUNED)
     made.policy(
         "sft",
         {"algorithm": "SFT", "steps": 12, "promptsPerStep": 32},
@@ -163,6 +185,29 @@ def digest_of(desk: Desk, name: str, kind: str = "rewardmodeljob") -> str:
 
 
 JUDGED = {"winRate": "Pass", "violationRate": "Pass"}
+
+
+def test_a_reward_model_is_made_from_an_object_store_once_its_secret_is_there(desk: Desk) -> None:
+    """The first, so that the other jobs train meanwhile. Its artifact is that of the job that read the same volume."""
+    jobs, job = desk.namespace, "rewardmodeljob/stored-rm"
+    reason = '{.status.conditions[?(@.type=="PodsReady")].reason}'
+    jobs.wait(job, f"jsonpath={reason}=CreateContainerConfigError", PATIENCE)
+    [told] = [found["message"] for found in jobs.status("stored-rm")["conditions"] if found["type"] == "PodsReady"]
+    assert f'secret "{SECRET}" not found' in told
+    create_secret(jobs, desk.server, SECRET)
+    status = jobs.ended("stored-rm", "Complete", PATIENCE)
+    assert {name: found["uri"] for name, found in status["inputs"].items()} == {
+        "baseModel": f"s3://{desk.server.bucket}/models/desk-sft",
+        "preferences": f"s3://{desk.server.bucket}/feedback/careful.jsonl",
+    }
+    from_volume = jobs.ended("careful-rm", "Complete", PATIENCE)
+    assert status["lineage"] == from_volume["lineage"]
+    assert status["artifact"]["digest"] == from_volume["artifact"]["digest"]
+    [pod] = jobs.pods("stored-rm")
+    log = jobs.kubectl("logs", pod["metadata"]["name"])
+    assert "inputs: loaded" in log
+    seen = json.dumps([jobs.get("rewardmodeljob", "stored-rm"), jobs.get("configmaps", "stored-rm-train-a1"), pod, log])
+    assert desk.server.environment["AWS_SECRET_ACCESS_KEY"] not in seen
 
 
 def test_sft_learns_demonstrations_and_only_its_safety_is_judged(desk: Desk) -> None:
