@@ -15,6 +15,7 @@ from tests.unit.jobs_world import (
     reward_spec,
     rfc3339,
     started,
+    success,
     training,
 )
 
@@ -37,6 +38,14 @@ def test_progress_is_written_every_30_s_and_at_each_checkpoint() -> None:
     world.report(step=31, checkpoints=[checkpoint(31)])
     assert world.log.count("status") == writes + 2
     assert world.holds("Checkpointed")[0] == "True"
+
+
+def test_a_run_that_ends_after_its_first_report_has_all_its_steps() -> None:
+    world = started()
+    world.run_pods()
+    world.report(step=0, totalSteps=0, phase="Initializing")
+    world.complete(success(step=16, totalSteps=16))
+    assert (world.status["progress"]["step"], world.status["progress"]["totalSteps"]) == (16, 16)
 
 
 def test_a_skipped_checkpoint_is_an_event_that_says_which_and_why() -> None:

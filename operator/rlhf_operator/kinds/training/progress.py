@@ -127,7 +127,8 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
 def _final_progress(known: Progress | None, attempt: Attempt, result: Result) -> Progress | None:
     """Where the attempt got to; one that ended before its first report was read has only its result to say so."""
     if known is not None and known.attempt == attempt.number:
-        return known.model_copy(update={"step": max(known.step, result.step)})
+        total = result.total_steps or known.total_steps  # a run may end between two reports, the first before it knew
+        return known.model_copy(update={"step": max(known.step, result.step), "total_steps": total})
     if not result.total_steps:  # it never began to train
         return known
     return Progress(
