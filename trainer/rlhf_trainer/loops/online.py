@@ -24,7 +24,7 @@ from rlhf_trainer.checkpoint import Component
 from rlhf_trainer.components import JsonState
 from rlhf_trainer.config import Algorithm, Critic, GenerationEngine, KLController, PolicyTraining
 from rlhf_trainer.data.sampler import Position, Sampler
-from rlhf_trainer.engine import Engine
+from rlhf_trainer.engine import Engine, compute_dtype
 from rlhf_trainer.generate.base import Generator, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.generate.vllm import VLLMGenerator
@@ -73,10 +73,21 @@ class OnlineTrainer:
         if generation.engine is GenerationEngine.LOCAL:
             return CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
         if self._vllm is None:
-            longest = self._training.max_prompt_length + generation.max_new_tokens
-            self._vllm = VLLMGenerator(self._inputs.policy.path, eos_id=encoder.eos_id, max_length=longest)
+            self._vllm = self._make_vllm()
         self._vllm.load(plain_state(lm).items())
         return self._vllm
+
+    def _make_vllm(self) -> VLLMGenerator:
+        """Made for the prompts that are there: ``maxPromptLength`` may leave more room than the model has."""
+        inputs, device = self._inputs, self._world.device
+        longest = max(len(prompt.ids) for prompt in (*inputs.training_prompts, *inputs.holdout_prompts))
+        return VLLMGenerator(
+            inputs.policy.path,
+            eos_id=inputs.encoder.eos_id,
+            max_length=longest + self._training.generation.max_new_tokens,
+            device=device,
+            dtype=compute_dtype(self._training.precision, device),
+        )
 
     def train(self, after_step: Callable[[int], None]) -> None:
         """All remaining steps of the run; ``after_step(done)`` after each."""
