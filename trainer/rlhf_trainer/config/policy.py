@@ -60,7 +60,7 @@ class KL(Spec):
 
 
 class GenerationEngine(StrEnum):
-    """local: the built-in KV-cached loop; vllm: the optional extra of that name in the trainer image."""
+    """local: the built-in KV-cached loop; vllm: for trainer images that bring it, see docs/trainer-speed.md."""
 
     LOCAL = "local"
     VLLM = "vllm"
