@@ -11,13 +11,13 @@ from statistics import median, quantiles
 
 from benchmarks.report import Report
 from benchmarks.trl_peers.turns import PEERS, Case, Side, iqr, take_turns
-from benchmarks.trl_peers.world import SIZES, make
+from benchmarks.trl_peers.world import LENGTHS, SIZES, make
 
 CASES = [
     Case(algorithm, size, lengths)
     for size in SIZES
     for algorithm in ("Reward", "DPO", "GRPO", "PPO")
-    for lengths in ("equal", "spread")
+    for lengths in LENGTHS
 ]
 
 
@@ -29,7 +29,7 @@ def main(names: list[str]) -> int:
         world = make(PEERS / "worlds", case.size)
         sides = [Side(f"benchmarks.trl_peers.{side}", world, case) for side in ("ours", "bare")]
         ours, bare = take_turns(sides, SIZES[case.size].timed)["seconds"]
-        name = f"{case.algorithm}, {case.size}, {case.lengths} lengths"
+        name = f"{case.algorithm}, {case.size}, {LENGTHS[case.lengths]}"
         page.add(f"{name}: loop", 1000 * median(ours), "ms/step", samples=len(ours), spread=iqr(ours))
         page.add(f"{name}: bare", 1000 * median(bare), "ms/step", samples=len(bare), spread=iqr(bare))
         low, _, high = quantiles([own / other for own, other in zip(ours, bare, strict=True)], n=4)

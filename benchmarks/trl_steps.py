@@ -1,6 +1,6 @@
 """Step time and memory of our loops against TRL's trainers: same models, same data, same generator lengths.
 
-    python -m benchmarks trl_steps                      everything (on an idle machine; about half an hour)
+    python -m benchmarks trl_steps                      everything (on an idle machine; about 40 minutes)
     python -m benchmarks.trl_steps GRPO-60k-spread ...  single comparisons; the report has all that are kept
 
 Two processes of one thread each take turns, a step of ours, a step of theirs. TRL 1.16 is the peer; PPO left it in
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.report import Report
 from benchmarks.trl_peers.turns import PEERS, ROOT, Case, Side, iqr, take_turns
-from benchmarks.trl_peers.world import SIZES, make
+from benchmarks.trl_peers.world import LENGTHS, SIZES, make
 
 OLD_TRL = "trl==1.12.0"
 PAGE = 1 << 20
@@ -28,7 +28,7 @@ CASES = [
     Case(algorithm, size, lengths)
     for size in SIZES
     for algorithm in ("Reward", "DPO", "GRPO", "RLOO", "PPO", "PPO_nogc")
-    for lengths in ("equal", "spread")
+    for lengths in LENGTHS
 ]
 
 
@@ -64,7 +64,7 @@ def report(found: dict[str, dict[str, Any]]) -> None:
         ours, theirs = kept["seconds"]
         peer = "TRL 1.12" if case.algorithm.startswith("PPO") else "TRL"
         peer += ", its gc.collect taken out" if case.algorithm == "PPO_nogc" else ""
-        name = f"{case.algorithm.partition('_')[0]}, {case.size}, {case.lengths} lengths"
+        name = f"{case.algorithm.partition('_')[0]}, {case.size}, {LENGTHS[case.lengths]}"
         page.add(f"{name}: ours", 1000 * median(ours), "ms/step", samples=len(ours), spread=iqr(ours))
         page.add(f"{name}: {peer}", 1000 * median(theirs), "ms/step", samples=len(theirs), spread=iqr(theirs))
         ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
@@ -77,7 +77,8 @@ def report(found: dict[str, dict[str, Any]]) -> None:
         page.add(f"{name}: peak memory", kept["peaks"][0] / kept["peaks"][1], "ours / TRL", samples=1, spread=memory)
     page.note(
         "Two processes in turns, a step each, one thread; the same weights, prompts or pairs, and reward model. Equal: "
-        "no reply ends before the limit. Spread: exponential lengths, or what a policy fitted to them samples. Our "
+        "no reply ends before the limit. Spread: exponential lengths, or what a policy fitted to them samples. Long "
+        "prompts: 64 tokens before replies of 24, common to both replies of a pair and all samples of a group. Our "
         "steps have in them what TRL's have not: the check of the sampler's log-probs, and metrics of every step."
     )
     page.note(

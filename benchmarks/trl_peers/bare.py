@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.trl_peers.pipe import Stepper
-from benchmarks.trl_peers.world import EQUAL, LONGEST, SAMPLES, SIZES
+from benchmarks.trl_peers.world import SAMPLES, SIZES, endless, limit
 from rlhf_trainer.algos.advantages import group_relative
 from rlhf_trainer.algos.bradley_terry import preference_loss
 from rlhf_trainer.algos.kl import k3_loss
@@ -98,9 +98,9 @@ class Rollouts:
         texts = [row["prompt"] for row in _read(world / f"prompts-{lengths}.jsonl")]
         own = rows // samples
         self._batches = cycle([texts[start : start + own] for start in range(0, len(texts) - own + 1, own)])
-        eos = -1 if lengths == "equal" else self.encoder.eos_id
+        eos = -1 if endless(lengths) else self.encoder.eos_id
         self._generator = CachedGenerator(self.lm, pad_id=self.encoder.pad_id, eos_id=eos)
-        self._params = SamplingParams(EQUAL if lengths == "equal" else LONGEST, 1.0)
+        self._params = SamplingParams(limit(lengths), 1.0)
         self._samples, self._step = samples, 0
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.harness.training import attempt
 from benchmarks.trl_peers.pipe import Stepper
-from benchmarks.trl_peers.world import EQUAL, LONGEST, SAMPLES, SIZES
+from benchmarks.trl_peers.world import LONGEST_PROMPT, SAMPLES, SIZES, endless, limit
 from rlhf_trainer.config import Evaluation, PolicyTraining, RewardModelTraining, RewardModelValidation
 from rlhf_trainer.distributed import join
 from rlhf_trainer.generate.cached import CachedGenerator
@@ -30,7 +30,7 @@ STEPS = 10_000
 def main(world: Path, algorithm: str, size_name: str, lengths: str) -> None:
     torch.set_num_threads(1)
     stepper, plain = Stepper(), Session.finish_step
-    if lengths == "equal":
+    if endless(lengths):
         OnlineTrainer.generator = _endless  # type: ignore[method-assign, assignment]
 
     def finish_step(session: Session, done: int, metrics: Mapping[str, float]) -> None:
@@ -54,7 +54,6 @@ def _endless(trainer: Any, lm: Any) -> CachedGenerator:
 
 def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) -> AttemptConfig:
     fields: dict[str, Any] = attempt(output, "steps", 1)
-    limit = EQUAL if lengths == "equal" else LONGEST
     pairs = Located(path=str(world / f"pairs-{lengths}.jsonl"))
     policy = Located(path=str(world / "policy"))
     if algorithm == "Reward":
@@ -76,9 +75,9 @@ def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) 
             "learning_rate": 1e-5,
             "prompts_per_step": rows // samples,
             "samples_per_prompt": samples,
-            "max_prompt_length": 16,
+            "max_prompt_length": LONGEST_PROMPT[lengths],
             "missing_eos_penalty": 0.0,
-            "generation": {"max_new_tokens": limit},
+            "generation": {"max_new_tokens": limit(lengths)},
             "deepspeed": {"zero_stage": 0},
             **changes,
         }

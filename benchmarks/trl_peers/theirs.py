@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from benchmarks.trl_peers.pipe import Stepper
-from benchmarks.trl_peers.world import EQUAL, LONGEST, SAMPLES, SIZES
+from benchmarks.trl_peers.world import SAMPLES, SIZES, endless, limit
 
 COMMON = {"report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "logging_steps": 10}
 COMMON |= {"gradient_checkpointing": False, "bf16": False, "num_train_epochs": 1000, "lr_scheduler_type": "linear"}
@@ -49,13 +49,12 @@ def main(world: Path, algorithm: str, size_name: str, lengths: str) -> None:
 def _trainer(world: Path, algorithm: str, rows: int, lengths: str, waiting: Any) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(world / "policy")
     common = {**COMMON, "output_dir": tempfile.mkdtemp(prefix="trl-steps-"), "per_device_train_batch_size": rows}
-    limit = EQUAL if lengths == "equal" else LONGEST
     if algorithm in ("Reward", "DPO"):
         return _of_pairs(algorithm, world, _read(world / f"pairs-{lengths}.jsonl"), tokenizer, common)
     prompts = Dataset.from_list(_read(world / f"prompts-{lengths}.jsonl"))
     if algorithm.startswith("PPO"):
-        return _ppo(world, prompts, tokenizer, common, limit, waiting, collect=algorithm == "PPO")
-    return _of_groups(algorithm, world, prompts, tokenizer, common, limit, lengths)
+        return _ppo(world, prompts, tokenizer, common, limit(lengths), waiting, collect=algorithm == "PPO")
+    return _of_groups(algorithm, world, prompts, tokenizer, common, lengths)
 
 
 def _of_pairs(algorithm: str, world: Path, rows: list[dict[str, str]], tokenizer: Any, common: Any) -> Any:
@@ -76,17 +75,17 @@ def _of_pairs(algorithm: str, world: Path, rows: list[dict[str, str]], tokenizer
     return DPOTrainer(model, args=config, train_dataset=data, processing_class=tokenizer)
 
 
-def _of_groups(algorithm: str, world: Path, prompts: Any, tokenizer: Any, common: Any, limit: int, lengths: str) -> Any:
+def _of_groups(algorithm: str, world: Path, prompts: Any, tokenizer: Any, common: Any, lengths: str) -> Any:
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     fields = {
         **common,
         "num_generations": SAMPLES,
-        "max_completion_length": limit,
+        "max_completion_length": limit(lengths),
         "beta": 0.04,
         "learning_rate": 1e-5,
         "temperature": 1.0,
-        "generation_kwargs": {"min_new_tokens": limit} if lengths == "equal" else None,
+        "generation_kwargs": {"min_new_tokens": limit(lengths)} if endless(lengths) else None,
     }
     if algorithm == "GRPO":
         trainer, config = GRPOTrainer, GRPOConfig(**fields, loss_type="grpo")
@@ -103,7 +102,7 @@ def _of_groups(algorithm: str, world: Path, prompts: Any, tokenizer: Any, common
     )
 
 
-def _ppo(world: Path, prompts: Any, tokenizer: Any, common: Any, limit: int, waiting: Any, collect: bool) -> Any:
+def _ppo(world: Path, prompts: Any, tokenizer: Any, common: Any, longest: int, waiting: Any, collect: bool) -> Any:
     """TRL 1.12, the last with PPO; ``collect`` leaves its two garbage collections per step in."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -117,7 +116,7 @@ def _ppo(world: Path, prompts: Any, tokenizer: Any, common: Any, limit: int, wai
     policies = [AutoModelForCausalLM.from_pretrained(world / "policy", dtype="float32") for _ in "ab"]
     config = PPOConfig(
         **{**common, "num_train_epochs": 1000},
-        learning_rate=1e-5, num_ppo_epochs=1, num_mini_batches=1, response_length=limit, temperature=1.0,
+        learning_rate=1e-5, num_ppo_epochs=1, num_mini_batches=1, response_length=longest, temperature=1.0,
         kl_coef=0.04, stop_token="eos", num_sample_generations=0, local_rollout_forward_batch_size=1024,
         missing_eos_penalty=None,
     )  # fmt: skip

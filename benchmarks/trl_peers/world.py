@@ -1,4 +1,8 @@
-"""What both sides train on: the same models on disk, the same prompts and pairs, with equal lengths or a spread."""
+"""What both sides train on: the same models on disk, the same prompts and pairs, with equal lengths or a spread.
+
+``equal``: prompts of 8 tokens, replies of 24. ``spread``: prompts of 4 to 16, replies of 2 to 64, most of them short.
+``prompts``: prompts of 64, replies of 24, as where something is summarised or answered from a text.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,18 @@ from rlhf_trainer.models.reward import RewardCalibration, RewardEnsemble, Reward
 PAD, BOS, EOS, UNK = range(4)
 LONGEST, MEAN = 64, 16  # tokens of a spread response at most, and on average
 EQUAL = 24
+LENGTHS = {"equal": "equal lengths", "spread": "spread lengths", "prompts": "long prompts"}
+LONGEST_PROMPT = {"equal": 8, "spread": 16, "prompts": 64}
+
+
+def limit(lengths: str) -> int:
+    """Tokens of a response at most."""
+    return LONGEST if lengths == "spread" else EQUAL
+
+
+def endless(lengths: str) -> bool:
+    """Whether no response ends before the limit."""
+    return lengths != "spread"
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ def make(folder: Path, name: str) -> Path:
     folder.mkdir(exist_ok=True)
     calibration = RewardCalibration(1.0, (0.0,), 0.1)
     save_reward_model(folder, scorer, scorer.state_dict(), Encoder(tokenizer), calibration)
-    for lengths in ("equal", "spread"):
+    for lengths in LENGTHS:
         _rows(target / f"prompts-{lengths}.jsonl", ({"prompt": _prompt(size, rng, lengths)} for _ in range(PROMPTS)))
         pairs = []
         for _ in range(max(10 * size.rows, 200)):
@@ -72,11 +88,11 @@ def make(folder: Path, name: str) -> Path:
 
 def _length(rng: random.Random, lengths: str) -> int:
     """Response tokens before the end of sequence."""
-    return EQUAL - 1 if lengths == "equal" else 1 + min(LONGEST - 2, int(rng.expovariate(1 / MEAN)))
+    return EQUAL - 1 if endless(lengths) else 1 + min(LONGEST - 2, int(rng.expovariate(1 / MEAN)))
 
 
 def _prompt(size: Size, rng: random.Random, lengths: str) -> str:
-    return _words(size, rng, 7 if lengths == "equal" else rng.randint(3, 15))
+    return _words(size, rng, rng.randint(3, 15) if lengths == "spread" else LONGEST_PROMPT[lengths] - 1)
 
 
 def _words(size: Size, rng: random.Random, count: int) -> str:
