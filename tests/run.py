@@ -38,15 +38,14 @@ LINT = (
     Step("import-linter", "layers", (f"{BIN}/lint-imports", "--no-logo")),
     Step("generate", "CRDs, RBAC and references match the code", (PYTHON, "-m", "rlhf_operator.generate", "--check")),
 )
-UNIT = (Step("unit and property", "pure tests", pytest("tests/unit", "tests/property")),)
+# Whole files to each process: what a file's tests share is made once.
+SPREAD = ("-n", WORKERS, "--dist", "loadfile")
+UNIT = (Step("unit and property", "pure tests", pytest(*SPREAD, "tests/unit", "tests/property")),)
 TIERS: dict[str, tuple[Step, ...]] = {
     "lint": LINT,
     "unit": UNIT,
     "check": LINT + UNIT,
-    # Whole files to each process: what a file's tests share is made once.
-    "trainer": (
-        Step("trainer", "real DeepSpeed on CPU", pytest("-n", WORKERS, "--dist", "loadfile", "tests/trainer")),
-    ),
+    "trainer": (Step("trainer", "real DeepSpeed on CPU", pytest(*SPREAD, "tests/trainer")),),
     "cluster": (Step("cluster", "real etcd and kube-apiserver", pytest("tests/cluster")),),
     "e2e": (Step("e2e", "real Kubernetes in the sandbox", pytest("tests/e2e")),),
     "long": tuple(
