@@ -144,6 +144,17 @@ def test_a_reply_that_sees_another_would_show(monkeypatch: pytest.MonkeyPatch) -
     assert (mixed - expected).abs().max() > 0.1
 
 
+def test_places_left_over_have_no_positions_beyond_the_longest_row() -> None:
+    """Of gpt2 they would be rows that its table of positions has not; of others, a reason to scale rotations anew."""
+    groups = [(40, 6), (8, 2)]  # a wide line, and one that is nearly empty
+    rows = [[*range(100 * at, 100 * at + prompt), *[10_000 + 10 * reply + at] * 8]
+            for at, (prompt, replies) in enumerate(groups) for reply in range(replies)]  # fmt: skip
+    ids, lengths = ids_of(rows)
+    layout = lay_out(arrange(ids, lengths, CHEAP), lengths, ids.shape[1])
+    assert layout.source.shape == (2, 88)
+    assert layout.positions.max() == max(lengths) - 1
+
+
 def test_rows_beyond_a_sliding_window_do_not_share() -> None:
     lm = model_of("mistral")
     lm.config.sliding_window = 8

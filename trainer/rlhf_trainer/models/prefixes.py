@@ -41,10 +41,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of rows (B, L) lie on lines (N, W). Places that no token takes begin at position 0 anew."""
+    """Where the tokens of rows (B, L) lie on lines (N, W)."""
 
     source: Integers  # (N, W) index of the place's token among all of (B, L)
-    positions: Integers  # (N, W) position in its row
+    positions: Integers  # (N, W) position in its row; 0 where no token lies, so that such a place sees itself alone
     ends: Integers  # (N, W) place on the line before which its descendants end
     places: Integers  # (B, L) of each token among all of (N, W); past a row's end without meaning
 
@@ -149,5 +149,4 @@ def lay_out(lines: Sequence[Sequence[Unit]], lengths: Sequence[int], stride: int
             places[row, : len(path)] = index * width + path
             at = own.stop
         ends[index, path] = at
-        positions[index, at:] = count[: width - at]  # what is left over is a row of its own, read by nobody
     return Layout(source, positions, ends, places)
