@@ -9,12 +9,16 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 _BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _CUT_AFTER = 100_000  # bytes of an answer
+
+_ANSWERS = {"busy": _BUSY, "forbidden": _FORBIDDEN}
 
 
 @contextlib.contextmanager
 def faulty(endpoint: str, faults: Sequence[str]) -> Iterator[str]:
-    """The endpoint of a relay to ``endpoint``. Of its requests, one each: ``busy`` is answered by 503, the answer to
+    """The endpoint of a relay to ``endpoint``. Of its requests, one each: ``busy`` is answered by 503, ``forbidden`` by
+    403, the answer to
     ``cut`` breaks off, and ``""``, like all that come after these, gets its answer."""
     target = urlsplit(endpoint)
     assert target.hostname is not None
@@ -41,8 +45,8 @@ def _answer(client: socket.socket, address: tuple[str, int], fault: str) -> None
         request = b""
         while b"\r\n\r\n" not in request:
             request += client.recv(65536)
-        if fault == "busy":
-            client.sendall(_BUSY)
+        if fault in _ANSWERS:
+            client.sendall(_ANSWERS[fault])
             return
         head, rest = request.split(b"\r\n", 1)
         with socket.create_connection(address) as server:

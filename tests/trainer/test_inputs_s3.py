@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -17,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_trainer import launch
-from rlhf_trainer.data.access import write_bytes
+from rlhf_trainer.data.access import may_pass, write_bytes
 from rlhf_trainer.digests import dataset_digest, file_digest, folder_digest
-from rlhf_trainer.exits import Invalid, NoSpace, StoreUnavailable
+from rlhf_trainer.exits import Ended, Invalid, NoSpace, StoreUnavailable
 from rlhf_trainer.inputs import Input
 from rlhf_trainer.inputs import fetch as fetching
 from rlhf_trainer.inputs.fetch import fetch
@@ -168,6 +169,52 @@ def test_pods_that_load_slowly_are_waited_for_longer(
     assert int(limit[1]) >= 2
 
 
+def test_credentials_that_have_run_out_do_not_end_a_run_that_had_them(
+    reachable: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located = stored(reachable, "desk/once", tmp_path)
+    write_bytes(f"s3://{reachable.bucket}/desk/once", b"here")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "rotated")
+    with pytest.raises(Invalid, match=r"cannot be read \(.*403 Forbidden: SignatureDoesNotMatch\)"):
+        fetch(preferences(located))
+    with pytest.raises(StoreUnavailable, match="403 Forbidden: SignatureDoesNotMatch"):
+        fetch(preferences(located), again=True)
+    missing = stored(reachable, "desk/never", tmp_path)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", reachable.environment["AWS_SECRET_ACCESS_KEY"])
+    with pytest.raises(Invalid, match="there is no such object"):
+        fetch(preferences(missing), again=True)
+
+
+def test_a_folder_may_be_read_by_who_may_list_it_alone(
+    reachable: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where listing is granted for what lies below a prefix, asking for the folder's own name is answered by 403."""
+    write_bytes(f"s3://{reachable.bucket}/models/sft/config.json", b"{}")
+    server = reachable.environment["AWS_ENDPOINT_URL"]
+    with faulty(server, ["forbidden"]) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        fetch(preferences(stored(reachable, "models/sft", tmp_path)))
+    with faulty(server, ["forbidden"]) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(Invalid, match=r"models/none\): cannot be read \(.*403 Forbidden"):
+            fetch(preferences(stored(reachable, "models/none", tmp_path)))
+    assert (tmp_path / "sft" / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("non-2xx status code: 400 Bad Request: <Error><Code>Throttling</Code></Error>", True),
+        ("non-2xx status code: 403 Forbidden: <Error><Code>SlowDown</Code></Error>", True),
+        ("non-2xx status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>", False),
+        ("Received redirect without LOCATION, this normally indicates an incorrectly configured region", False),
+        ("error sending request", True),
+    ],
+)
+def test_what_may_pass_is_told_from_what_will_not(text: str, passes: bool) -> None:
+    assert may_pass(Exception(f"Generic S3 error: {text}")) is passes
+
+
 def test_a_store_in_trouble_is_asked_again(
     reachable: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,6 +306,9 @@ def test_a_disk_that_is_full_and_one_that_is_closed() -> None:
         full.write(b"x")
     with pytest.raises(Invalid, match="cannot be written"), fetching._writing(wanted):
         Path("/proc/version/x").mkdir(parents=True)
+    with pytest.raises(Ended, match="cannot be written") as broken, fetching._writing(wanted):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # of this node's disk: another may do
+    assert broken.value.failure_class is FailureClass.UNKNOWN
 
 
 def test_nothing_to_fetch_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_world: TinyWorld, tmp_path: Path) -> None:

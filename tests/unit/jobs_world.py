@@ -264,11 +264,11 @@ class World:
             pod["status"]["phase"] = "Running"
         self.tick()
 
-    def mark(self, pod: dict[str, Any], *types: str, status: str = "True", reason: str = "") -> None:
+    def mark(self, pod: dict[str, Any], *types: str, status: str = "True", reason: str = "", message: str = "") -> None:
         conditions = pod["status"].setdefault("conditions", [])
+        entry = {"status": status, "reason": reason, "message": message, "lastTransitionTime": rfc3339(self.now)}
         for type in types:
-            entry = {"type": type, "status": status, "reason": reason, "lastTransitionTime": rfc3339(self.now)}
-            conditions[:] = [*(c for c in conditions if c["type"] != type), entry]
+            conditions[:] = [*(c for c in conditions if c["type"] != type), {"type": type, **entry}]
 
     def exit(
         self, index: int, code: int, message: str = "", reason: str = "Error", after: float = 0.0

@@ -77,6 +77,21 @@ def test_a_disruption_restarts_at_once_and_does_not_count(cause: str, reason: st
     assert (world.status["restarts"], world.status["restartsCounted"]) == (1, 0)
 
 
+def test_a_pod_that_fills_the_disk_of_its_node_is_counted() -> None:
+    """Its successor would fill the next one."""
+    world = training()
+    said = "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 8Gi."
+    world.request_deletion(world.pods()[1])
+    world.mark(world.pods()[1], "DisruptionTarget", reason="TerminationByKubelet", message=said)
+    world.exit(1, 137, after=3)
+    world.exit(0, 21, result("Rendezvous", 21))
+    world.finish_job("Failed")
+    world.tick()
+    first = world.attempts[0]
+    assert (first["failureClass"], first["reason"], first["counted"]) == ("Unknown", "NoSpace", True)
+    assert "request ephemeral-storage in spec.trainer" in first["message"]
+
+
 def test_a_disruption_after_a_failure_does_not_hide_it() -> None:
     world = training()
     world.exit(1, 12, result("Diverged", 12))

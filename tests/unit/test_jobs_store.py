@@ -83,10 +83,24 @@ def test_without_a_secret_the_pods_have_what_their_service_account_gives_them() 
 
 def test_the_scratch_volume_can_be_replaced_by_a_larger_one() -> None:
     claim = {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "200Gi"}}}}}
-    larger = {"name": "scratch", "emptyDir": None, "ephemeral": claim}
+    larger = {"name": "scratch", "ephemeral": claim}
     world = ticked(stored_spec(trainer={"numNodes": 2, "podTemplate": {"spec": {"volumes": [larger]}}}))
     volumes = {volume["name"]: volume for volume in world.job["spec"]["template"]["spec"]["volumes"]}
     assert volumes["scratch"] == {"name": "scratch", "ephemeral": claim}
+
+
+def test_a_scratch_volume_that_pods_would_share_is_refused() -> None:
+    shared = {"name": "scratch", "persistentVolumeClaim": {"claimName": "cache"}}
+    world = ticked(stored_spec(trainer={"numNodes": 2, "podTemplate": {"spec": {"volumes": [shared]}}}))
+    assert world.holds("Accepted") == ("False", "InvalidData")
+    assert "use ephemeral, which makes a claim for each pod" in world.condition("Accepted")["message"]
+
+
+def test_a_sidecar_may_have_a_store_of_its_own() -> None:
+    env = [{"name": "AWS_ACCESS_KEY_ID", "value": "x"}]
+    template = {"spec": {"containers": [{"name": "log-shipper", "image": "shipper", "env": env}]}}
+    world = ticked(stored_spec(trainer={"numNodes": 2, "podTemplate": template}))
+    assert world.holds("Accepted")[0] == "True"
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", *SECRET])

@@ -19,6 +19,8 @@ from rlhf_trainer.exits import Invalid
 SCHEMES = ("file", "s3")
 _TIMEOUT_SECONDS = 20
 _AGAIN = ("408", "429")  # beside 5xx: what a store answers that has no time now
+# What answers of 400 and 403 say in that case; a service of temporary credentials throttles by 400.
+_BUSY_CODES = ("Throttling", "RequestTimeout", "RequestLimitExceeded", "SlowDown", "IDPCommunicationError")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -98,11 +100,14 @@ def _options(timeout: float, retries: int) -> dict[str, Any]:
     }
 
 
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+
+
 def why(error: Exception) -> str:
     """A store's error in one line; the document that S3 sends with it has the code, and parts of the request."""
     text = str(error)
     first = getattr(error, "strerror", None) or next(iter(text.splitlines()), "") or type(error).__name__
-    code = re.search(r"<Code>(\w+)</Code>", text)
+    code = _CODE.search(text)
     return first.split(": <?xml")[0].rstrip(": ")[:300] + (f": {code[1]}" if code else "")
 
 
@@ -110,8 +115,18 @@ def may_pass(error: Exception) -> bool:
     """Whether the same request may succeed in a moment: unless the store has said what is wrong with it."""
     if isinstance(error, FileNotFoundError | ValueError):
         return False
-    status = re.search(r"status code: (\d{3})", str(error))
-    return status is None or status[1].startswith("5") or status[1] in _AGAIN
+    text = str(error)
+    code, status = _CODE.search(text), re.search(r"status code: (\d{3})", text)
+    if code is not None and code[1].startswith(_BUSY_CODES):
+        return True
+    if status is None:
+        return "configured region" not in text  # the store sends to another region, without a status of its own
+    return status[1].startswith("5") or status[1] in _AGAIN
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether the store knows the request and will not serve it to these credentials."""
+    return re.search(r"status code: (400|401|403)", str(error)) is not None
 
 
 def _replace(path: str, content: bytes) -> None:

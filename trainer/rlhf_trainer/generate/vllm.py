@@ -67,6 +67,8 @@ class VLLMGenerator:
                 **_memory(device, memory_share),
             )
         except (ValueError, NotImplementedError) as error:
+            if "memory" in str(error).lower():  # not the policy's fault: the GPU's last owner may not be gone yet
+                raise RuntimeError(f"vllm: {error}") from error
             raise Invalid(
                 f"training.generation.engine is vllm, which cannot run the policy with {max_length} tokens of prompt "
                 f"and response ({error}); choose engine local"

@@ -4,7 +4,8 @@
 
 Every pod does it for itself: pods share no disk. Memory holds the parts under way, whatever the size of an object. Each
 part names the version it belongs to (If-Match), so that no file is made of two. A store that does not answer is asked
-again for a while, and the attempt then ends as one that another may follow; what it refuses is Invalid.
+again for a while, and the attempt then ends as one that another may follow. What it refuses is Invalid at the first
+attempt; later the inputs have been read before, and credentials that have run out must not end a run for good.
 """
 
 from __future__ import annotations
@@ -15,39 +16,50 @@ import logging
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_trainer.data.access import may_pass, open_bucket, scheme_of, why
-from rlhf_trainer.exits import Invalid, NoSpace, Preempted, StoreUnavailable
+from rlhf_trainer.data.access import may_pass, open_bucket, refuses, scheme_of, why
+from rlhf_trainer.exits import Ended, Invalid, NoSpace, Preempted, StoreUnavailable
 from rlhf_trainer.inputs import Input
 from rlhf_trainer.inputs.plan import Part, Stored, in_words, parts_of, targets
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 60.0  # with a store that gives no answer
+PATIENCE_SECONDS = 300.0  # with a store that gives no answer
 _REQUEST_SECONDS = 60.0  # for one part: a connection slower than 140 KB/s is given up
 _AT_ONCE = 4
 _TELL_SECONDS = 10.0
 _LONGEST_PAUSE = 8.0
+# Of the path, wherever the pod runs; any other error may be of one node's disk.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 _CHECK = "bucket and key, spec.objectStore and its Secret"
 _ROOM = "mount a larger, writable volume there by trainer.podTemplate, or request ephemeral-storage"
 T = TypeVar("T")
 
 
-def fetch(inputs: Sequence[Input], patience: float = PATIENCE_SECONDS) -> None:
-    """Raises Invalid, StoreUnavailable, NoSpace, or Preempted on SIGTERM."""
+def fetch(inputs: Sequence[Input], patience: float = PATIENCE_SECONDS, again: bool = False) -> None:
+    """``again``: an earlier attempt has had them. Raises Invalid, StoreUnavailable, NoSpace, Preempted on SIGTERM."""
     if not inputs:
         return
     began = time.monotonic()
     try:
-        size = asyncio.run(_fetch([_Download(each, patience) for each in inputs]))
+        size = asyncio.run(_fetch(_downloads(inputs, patience, again)))
     except asyncio.CancelledError as cancelled:
         raise Preempted("SIGTERM while the inputs were being loaded; nothing was lost") from cancelled
     log.info("inputs: loaded %s in %.1f s", in_words(size), time.monotonic() - began)
+
+
+def _downloads(inputs: Sequence[Input], patience: float, again: bool) -> list[_Download]:
+    """One client for each bucket: every one of them asks for credentials of its own."""
+    addresses = [each.located.uri or "" for each in inputs]
+    buckets = [address.removeprefix("s3://").partition("/")[0] for address in addresses if scheme_of(address)]
+    stores = {bucket: open_bucket(bucket, _REQUEST_SECONDS) for bucket in buckets}
+    return [_Download(each, stores[bucket], patience, again) for each, bucket in zip(inputs, buckets, strict=True)]
 
 
 async def _fetch(downloads: Sequence[_Download]) -> int:
@@ -67,14 +79,12 @@ async def _fetch(downloads: Sequence[_Download]) -> int:
 class _Download:
     """One input on its way."""
 
-    def __init__(self, wanted: Input, patience: float) -> None:
+    def __init__(self, wanted: Input, store: Any, patience: float, again: bool) -> None:
         self.wanted = wanted
         self.loaded = 0
         self._uri = wanted.located.uri or ""
-        scheme_of(self._uri)
-        bucket, _, self._key = self._uri.removeprefix("s3://").partition("/")
-        self._store = open_bucket(bucket, _REQUEST_SECONDS)
-        self._patience = patience
+        self._key = self._uri.removeprefix("s3://").partition("/")[2]
+        self._store, self._patience, self._again = store, patience, again
         self._path = Path(wanted.located.path)
         self._partial = self._path.with_name(f"{self._path.name}.partial")
         self._found: dict[Path, Stored] = {}
@@ -89,11 +99,20 @@ class _Download:
 
     async def look(self) -> None:
         """What there is. One object is asked for first: who may read it need not be allowed to list."""
-        one = await self._patiently(self._head)
+        refused: Exception | None = None
+        try:
+            one = await self._patiently(self._head)
+        except (Invalid, StoreUnavailable) as error:
+            # Of a folder's name, where listing is granted below it alone. If not so, the list's refusal says why.
+            if error.__cause__ is None or not refuses(error.__cause__):
+                raise
+            one, refused = None, error
         if one is not None:
             self._found = {self._partial: one}
         else:
             self._found = targets(self._uri, self._key, await self._patiently(self._list), self._partial)
+        if refused is not None and not self._found:
+            raise refused
         if not self._found:
             raise Invalid(f"{self.wanted.shown}: there is no such object, nor any below it; check {_CHECK}")
         objects = "1 object" if len(self._found) == 1 else f"{len(self._found)} objects"
@@ -161,13 +180,15 @@ class _Download:
 
     def _give_up(self, error: Exception, out_of_time: bool) -> None:
         """Raises what the error amounts to; returns where asking again is worth it."""
-        if type(error).__name__ == "PreconditionError":
+        listed = bool(self._found)
+        if type(error).__name__ == "PreconditionError" or (listed and isinstance(error, FileNotFoundError)):
             raise StoreUnavailable(
                 f"{self.wanted.shown}: an object changed while it was being read; another attempt reads what is there "
                 "now, and its digest decides"
             ) from error
         if not may_pass(error):
-            raise Invalid(f"{self.wanted.shown}: cannot be read ({why(error)}); check {_CHECK}") from error
+            kind = StoreUnavailable if self._again and refuses(error) else Invalid
+            raise kind(f"{self.wanted.shown}: cannot be read ({why(error)}); check {_CHECK}") from error
         if out_of_time:
             raise StoreUnavailable(
                 f"{self.wanted.shown}: no answer for {self._patience:.0f} s ({why(error)}); check the network, {_CHECK}"
@@ -192,10 +213,14 @@ def _check_room(downloads: Sequence[_Download]) -> None:
     for download in downloads:
         with _writing(download.wanted):
             download.folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(download.size for download in downloads)
-    folder, free = min(((each.folder, shutil.disk_usage(each.folder).free) for each in downloads), key=lambda at: at[1])
-    if needed > free:
-        raise NoSpace(f"ENOSPC: the inputs need {in_words(needed)} at {folder}, {in_words(free)} are free; {_ROOM}")
+    needed: Counter[int] = Counter()
+    for download in downloads:
+        needed[download.folder.stat().st_dev] += download.size
+    for download in downloads:
+        size, free = needed[download.folder.stat().st_dev], shutil.disk_usage(download.folder).free
+        if size > free:
+            place = f"{in_words(size)} at {download.folder}, {in_words(free)} are free"
+            raise NoSpace(f"ENOSPC: the inputs need {place}; {_ROOM}")
 
 
 @contextmanager
@@ -206,7 +231,8 @@ def _writing(wanted: Input) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             name = errno.errorcode[error.errno]
             raise NoSpace(f"{name}: {wanted.shown} does not fit at {wanted.located.path}; {_ROOM}") from error
-        raise Invalid(f"{wanted.shown}: cannot be written: {error}; {_ROOM}") from error
+        kind = Invalid if error.errno in _PATH_ERRORS else Ended
+        raise kind(f"{wanted.shown}: cannot be written: {error}; {_ROOM}") from error
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rlhf_operator.api.object_store import (
@@ -41,14 +40,12 @@ def _of_secret(secret: str) -> list[dict[str, Any]]:
 
 def taken_env(spec: TrainingJobSpec) -> str:
     """The first variable of a podTemplate that is not the user's to set: CEL cannot look inside."""
-    ours = () if spec.object_store is None else spec.object_store.variables()
+    store = () if spec.object_store is None else spec.object_store.variables()
     for field in ("initContainers", "containers"):
-        for name in _names(spec.trainer.pod_template, field):
-            if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES) or name in ours:
-                return name
+        for container in mappings(spec.trainer.pod_template, "spec", field):
+            # A sidecar may have a store of its own.
+            ours = store if (field, text(container, "name")) == ("containers", "trainer") else ()
+            for name in (text(variable, "name") for variable in mappings(container, "env")):
+                if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES) or name in ours:
+                    return name
     return ""
-
-
-def _names(pod_template: Mapping[str, Any], field: str) -> list[str]:
-    containers = mappings(pod_template, "spec", field)
-    return [text(variable, "name") for container in containers for variable in mappings(container, "env")]

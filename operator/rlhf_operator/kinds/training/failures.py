@@ -114,8 +114,14 @@ def _disruption(pod: Object, end: Ended | None) -> Failure | None:
         return None
     cause = text(disruption, "reason")
     reason = Reason.PREEMPTED_BY_SCHEDULER if cause == "PreemptionByScheduler" else Reason.NODE_LOST
-    message = f"pod {name_of(pod)} was disrupted ({cause or 'no cause given'}): {text(disruption, 'message')}"
-    return Failure(FailureClass.INFRASTRUCTURE, reason, message, end.exit_code if end else None, at)
+    said = text(disruption, "message")
+    message = f"pod {name_of(pod)} was disrupted ({cause or 'no cause given'}): {said}"
+    failure_class = FailureClass.INFRASTRUCTURE
+    if cause == "TerminationByKubelet" and "ephemeral-storage" in said:
+        # Pods that fill the disk of whatever node they get would be started anew for ever: this one is counted.
+        failure_class, reason = FailureClass.UNKNOWN, Reason.NO_SPACE
+        message += "; request ephemeral-storage in spec.trainer, or give large inputs a volume of their own"
+    return Failure(failure_class, reason, message, end.exit_code if end else None, at)
 
 
 def _stopped(end: Ended) -> bool:

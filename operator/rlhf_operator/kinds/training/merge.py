@@ -15,6 +15,8 @@ MERGE_KEYS = {
     "volumeMounts": "mountPath",
     "ports": "containerPort",
 }
+# Lists whose items are one choice each: merged, a volume would have two sources, which is none.
+REPLACED = frozenset({"volumes"})
 
 
 def merge(base: Any, override: Any, field: str = "") -> Any:
@@ -26,19 +28,19 @@ def merge(base: Any, override: Any, field: str = "") -> Any:
                 merged[key] = merge(base.get(key), value, key)
         return merged
     if field in MERGE_KEYS and isinstance(base, list) and isinstance(override, list):
-        return _merge_lists(base, override, MERGE_KEYS[field])
+        return _merge_lists(base, override, field)
     return override
 
 
-def _merge_lists(base: list[Any], override: list[Any], key: str) -> list[Any]:
-    merged = list(base)
+def _merge_lists(base: list[Any], override: list[Any], field: str) -> list[Any]:
+    merged, key = list(base), MERGE_KEYS[field]
     for item in override:
         named = item.get(key) if isinstance(item, Mapping) else None
         at = next((i for i, other in enumerate(merged) if named is not None and _has(other, key, named)), None)
         if at is None:
             merged.append(item)
         else:
-            merged[at] = merge(merged[at], item)
+            merged[at] = merge({} if field in REPLACED else merged[at], item)
     return merged
 
 

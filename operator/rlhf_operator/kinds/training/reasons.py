@@ -37,6 +37,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     NON_RETRIABLE_EXIT_CODE = "NonRetriableExitCode"
     NO_PROGRESS = "NoProgress"
+    NO_SPACE = "NoSpace"
     OUTCOME_UNKNOWN = "OutcomeUnknown"
     OUT_OF_MEMORY = "OutOfMemory"
     PREEMPTED_BY_SCHEDULER = "PreemptedByScheduler"

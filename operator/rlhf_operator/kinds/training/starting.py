@@ -16,7 +16,7 @@ from rlhf_operator.kinds.training.environment import taken_env
 from rlhf_operator.kinds.training.job import attempt_of
 from rlhf_operator.kinds.training.objects import moment, text
 from rlhf_operator.kinds.training.reasons import Reason
-from rlhf_operator.kinds.training.storage import BadUri, Volume
+from rlhf_operator.kinds.training.storage import BadUri, Volume, scratch_is_a_claim
 from rlhf_operator.kinds.training.upstream import Resolution, resolve
 from rlhf_trainer.wire import FailureClass, digest_of
 
@@ -199,6 +199,12 @@ def refused(draft: Draft) -> Why | None:
         return Reason.INVALID_DATA, f"spec.output.uri: {bad}"
     if name := taken_env(spec):
         return Reason.INVALID_DATA, f"spec.trainer.podTemplate sets {name}, which the operator sets: remove it"
+    if scratch_is_a_claim(spec.trainer.pod_template):
+        return (
+            Reason.INVALID_DATA,
+            "spec.trainer.podTemplate makes a claim the volume scratch, which pods would share: use ephemeral, which "
+            "makes a claim for each pod",
+        )
     size = draft.size  # reads the output's URI
     field, batch, parts = job.kind.batch(spec)
     if batch % (size.world_size * parts) != 0:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rlhf_operator.kinds.training.objects import mappings, text
 
 IN_ROOT = "/mnt/rlhf/in"
 OUT_ROOT = "/mnt/rlhf/out"
 SCRATCH_ROOT = "/mnt/rlhf/scratch"
+SCRATCH = "scratch"
 SCHEME, STORE_SCHEME = "pvc://", "s3://"
 
 
@@ -105,6 +108,12 @@ def mounts(inputs: Iterable[Place], output: Volume, writable: bool = True) -> tu
         {"name": names[output.claim], "mountPath": f"{OUT_ROOT}/{output.claim}", "readOnly": not writable}
     )
     if any(isinstance(place, Stored) for place in places):
-        volumes.append({"name": "scratch", "emptyDir": {}})
-        volume_mounts.append({"name": "scratch", "mountPath": SCRATCH_ROOT})
+        volumes.append({"name": SCRATCH, "emptyDir": {}})
+        volume_mounts.append({"name": SCRATCH, "mountPath": SCRATCH_ROOT})
     return volumes, volume_mounts
+
+
+def scratch_is_a_claim(pod_template: Mapping[str, Any]) -> bool:
+    """One claim would be the scratch of all pods at once, which load the same files at the same time."""
+    volumes = mappings(pod_template, "spec", "volumes")
+    return any(text(volume, "name") == SCRATCH and "persistentVolumeClaim" in volume for volume in volumes)
