@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.report import Report
 from benchmarks.trl_peers.turns import PEERS, ROOT, Case, Side, iqr, take_turns
-from benchmarks.trl_peers.world import LENGTHS, SIZES, make
+from benchmarks.trl_peers.world import LENGTHS, SIZES, make, tokens_per_step
 
 OLD_TRL = "trl==1.12.0"
 PAGE = 1 << 20
@@ -49,6 +49,18 @@ def compare(case: Case) -> dict[str, Any]:
     return take_turns(sides, SIZES[case.size].timed)
 
 
+def speeds(case: Case, kept: dict[str, Any]) -> tuple[float, float]:
+    """Tokens/s of both sides. TRL's PPO does not say how long its replies are: those of the same policy here."""
+    world, size = make(PEERS / "worlds", case.size), SIZES[case.size]
+    ours, theirs = kept["replies"]
+    per_step = [
+        tokens_per_step(world, size, case.lengths, case.algorithm in ("Reward", "DPO"), reply)
+        for reply in (ours, theirs or ours)
+    ]
+    own, other = (tokens / median(side) for tokens, side in zip(per_step, kept["seconds"], strict=True))
+    return own, other
+
+
 def check_losses() -> None:
     """Losses and gradients agree with TRL's on recorded batches, before any time is compared."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/trainer/test_trl_oracle.py"]
@@ -69,17 +81,20 @@ def report(found: dict[str, dict[str, Any]]) -> None:
         page.add(f"{name}: {peer}", 1000 * median(theirs), "ms/step", samples=len(theirs), spread=iqr(theirs))
         ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
         low, _, high = quantiles(ratios, n=4)
-        spread = (
-            f"IQR {low:.2f} to {high:.2f}; mean response {kept['lengths'][0]:.1f} / {kept['lengths'][1]:.1f} tokens"
-        )
+        spread = f"IQR {low:.2f} to {high:.2f}"
         page.add(f"{name}: ratio", median(ours) / median(theirs), "ours / TRL", samples=len(ratios), spread=spread)
+        own, other = speeds(case, kept)
+        said = f"ours {own:.0f}, {peer} {other:.0f} tokens/s"
+        page.add(f"{name}: tokens/s", own / other, "ours / TRL", samples=len(ratios), spread=said)
         memory = f"ours {kept['peaks'][0] / PAGE:.0f} MiB, {peer} {kept['peaks'][1] / PAGE:.0f} MiB"
         page.add(f"{name}: peak memory", kept["peaks"][0] / kept["peaks"][1], "ours / TRL", samples=1, spread=memory)
     page.note(
         "Two processes in turns, a step each, one thread; the same weights, prompts or pairs, and reward model. Equal: "
         "no reply ends before the limit. Spread: exponential lengths, or what a policy fitted to them samples. Long "
         "prompts: 64 tokens before replies of 24, common to both replies of a pair and all samples of a group. Our "
-        "steps have in them what TRL's have not: the check of the sampler's log-probs, and metrics of every step."
+        "steps have in them what TRL's have not: the check of the sampler's log-probs, and metrics of every step. PPO "
+        "has a critic of its own on both sides. Tokens are those of prompts and replies, not of padding; with a "
+        "spread, each side's replies are as long as its own policy made them."
     )
     page.note(
         "TRL 1.12's PPO collects garbage twice a step, which on models this small is most of its time; read its ratio "

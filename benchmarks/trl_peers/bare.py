@@ -27,7 +27,7 @@ from rlhf_trainer.algos.preference import dpo_losses, margins
 from rlhf_trainer.allocator import keep_freed_memory
 from rlhf_trainer.generate.base import Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
-from rlhf_trainer.models.critic import SharedCritic
+from rlhf_trainer.models.critic import SeparateCritic
 from rlhf_trainer.models.policy import Batch, load_policy, reference_logprobs, score_tokens
 from rlhf_trainer.models.reward import RewardMember, load_reward_model, to_batch
 
@@ -133,7 +133,7 @@ def _grpo(world: Path, rows: int, lengths: str) -> tuple[nn.Module, Work]:
 def _ppo(world: Path, rows: int, lengths: str) -> tuple[nn.Module, Work]:
     """Two passes of the policy: the values of the first are needed to know what to learn in the second."""
     rollouts = Rollouts(world, rows, 1, lengths)
-    module = SharedCritic(rollouts.lm)
+    module = SeparateCritic(rollouts.lm)
 
     def work() -> torch.Tensor:
         batch, rewards, reference = rollouts.take()

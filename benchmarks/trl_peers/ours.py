@@ -64,10 +64,6 @@ def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) 
         fields |= {"kind": "RewardModelJob", "base_model": policy, "preferences": pairs}
         return AttemptConfig(**fields, reward_model_training=training, validation=RewardModelValidation())
     samples = SAMPLES if algorithm in ("GRPO", "RLOO") else 1
-    changes: dict[str, Any] = {"ppo": {"epochs": 1, "mini_batches": 1}, "kl": {"coefficient": 0.04}}
-    if algorithm == "GRPO":
-        placement = {"placement": "loss", "estimator": "k3", "controller": "fixed", "coefficient": 0.04}
-        changes |= {"kl": placement, "loss_normalization": "sequence"}
     training_policy = PolicyTraining.model_validate(
         {
             "algorithm": algorithm,
@@ -76,10 +72,9 @@ def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) 
             "prompts_per_step": rows // samples,
             "samples_per_prompt": samples,
             "max_prompt_length": LONGEST_PROMPT[lengths],
-            "missing_eos_penalty": 0.0,
             "generation": {"max_new_tokens": limit(lengths)},
             "deepspeed": {"zero_stage": 0},
-            **changes,
+            **_options(algorithm),
         }
     )
     fields |= {"kind": "PolicyOptimizationJob", "policy": policy, "policy_training": training_policy}
@@ -88,6 +83,20 @@ def _config(world: Path, output: Path, algorithm: str, rows: int, lengths: str) 
     prompts = Located(path=str(world / f"prompts-{lengths}.jsonl"))
     reward = Located(path=str(world / "reward"))
     return AttemptConfig(**fields, prompts=prompts, reward_model=reward, evaluation=Evaluation(samples=16))
+
+
+def _options(algorithm: str) -> dict[str, Any]:
+    """One pass over the batch, and the same KL as TRL's."""
+    if algorithm == "DPO":
+        return {}
+    once: dict[str, Any] = {"epochs": 1, "mini_batches": 1}
+    options: dict[str, Any] = {"ppo": once, "kl": {"coefficient": 0.04}, "missing_eos_penalty": 0.0}
+    if algorithm == "PPO":
+        return {**options, "ppo": {**once, "critic": "separate"}}  # as TRL's value model is
+    if algorithm == "GRPO":
+        placement = {"placement": "loss", "estimator": "k3", "controller": "fixed", "coefficient": 0.04}
+        return {**options, "kl": placement, "loss_normalization": "sequence"}
+    return options
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Side:
 
 
 def take_turns(sides: list[Side], timed: int) -> dict[str, Any]:
-    """Seconds and tokens of every step by side, and the peak memory of each; both are ended."""
+    """Seconds of every step by side, mean tokens of a response and peak memory of each; both are ended."""
     steps: list[list[dict[str, float]]] = [[] for _ in sides]
     try:
         threads = [side.ready() for side in sides]
@@ -108,7 +108,7 @@ def take_turns(sides: list[Side], timed: int) -> dict[str, Any]:
             side.kill()
     return {
         "seconds": [[step["seconds"] for step in side] for side in steps],
-        "lengths": [sum(step["tokens"] for step in side) / len(side) for side in steps],
+        "replies": [sum(step["reply"] for step in side) / len(side) for side in steps],
         "peaks": peaks,
     }
 

@@ -86,6 +86,18 @@ def make(folder: Path, name: str) -> Path:
     return target
 
 
+def tokens_per_step(world: Path, size: Size, lengths: str, pairs: bool, reply: float) -> float:
+    """Prompt and response tokens of one step, beginning and end of sequence included. Responses of pairs are those on
+    disk, sampled ones have ``reply`` tokens on average."""
+    name = f"{'pairs' if pairs else 'prompts'}-{lengths}.jsonl"
+    rows = [json.loads(line) for line in (world / name).read_text().splitlines()]
+    prompt = sum(len(row["prompt"].split()) + 1 for row in rows) / len(rows)
+    if not pairs:
+        return size.rows * (prompt + reply)
+    replies = sum(len(row[key].split()) + 1 for row in rows for key in ("response_a", "response_b")) / len(rows)
+    return size.rows * (2 * prompt + replies)
+
+
 def _length(rng: random.Random, lengths: str) -> int:
     """Response tokens before the end of sequence."""
     return EQUAL - 1 if endless(lengths) else 1 + min(LONGEST - 2, int(rng.expovariate(1 / MEAN)))
