@@ -34,6 +34,7 @@ class Runs:
             "adapted": plan("adapted", 2, lora={"rank": 2}, deepspeed={"zero_stage": 3}),
             "rounded": plan("rounded", 2),
             "stale": plan("stale", 2, learning_rate=0.05),
+            "early": plan("early", 2, learning_rate=0.05, steps=1),
         }
         self.configs = alone | together
         self.results = run_in_vllm(1, folder / "on-1", alone) | run_in_vllm(2, folder / "on-2", together)
@@ -144,3 +145,11 @@ def test_a_sampler_that_never_gets_the_weights_ends_the_run(runs: Runs) -> None:
     assert result["failureClass"] != FailureClass.SUCCESS
     assert "it does not hold the trainer's weights" in result["message"]
     assert len(history(runs.configs["stale"])) >= 1
+
+
+def test_what_the_gate_samples_is_compared_too(runs: Runs) -> None:
+    """One step, after which the gate asks an engine that did not get what was learnt."""
+    result = runs.results["early"]
+    assert result["failureClass"] != FailureClass.SUCCESS
+    assert result["step"] == 1
+    assert "right after it was given the weights; it does not hold the trainer's weights" in result["message"]

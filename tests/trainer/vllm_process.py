@@ -57,13 +57,18 @@ def main() -> None:
 
 @contextmanager
 def delivering(name: str) -> Iterator[None]:
-    """Weights arrive as they are, but for the attempts "stale", where they never do, and "rounded"."""
-    load = VLLMGenerator.load
+    """Weights arrive as they are, but for the attempts "stale", where they never do, "early", where they do for the
+    first rollout alone, and "rounded"."""
+    load, arrived = VLLMGenerator.load, []
 
     def rounded(engine: VLLMGenerator, weights: Iterable[tuple[str, Tensor]]) -> None:
         load(engine, [(key, value.bfloat16().to(value.dtype)) for key, value in weights])
 
-    changed: dict[str, Any] = {"stale": lambda *_: None, "rounded": rounded}
+    def early(engine: VLLMGenerator, weights: Iterable[tuple[str, Tensor]]) -> None:
+        if not arrived:
+            arrived.append(load(engine, weights))
+
+    changed: dict[str, Any] = {"stale": lambda *_: None, "rounded": rounded, "early": early}
     VLLMGenerator.load = changed.get(name, load)  # type: ignore[method-assign]
     try:
         yield

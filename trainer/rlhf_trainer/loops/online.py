@@ -35,7 +35,7 @@ from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coe
 from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
 from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
-from rlhf_trainer.loops.rollout import Collector, Experience, refuse_stale_sampler
+from rlhf_trainer.loops.rollout import Collector, Experience, refuse_foreign_weights, refuse_stale_sampler
 from rlhf_trainer.loops.single_pass import Measured, learns_in_one_pass
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
@@ -75,6 +75,8 @@ class OnlineTrainer:
         if self._vllm is None:
             self._vllm = self._make_vllm()
         self._vllm.load(plain_state(lm).items())
+        prompts, seed = self._inputs.training_prompts, self._training.seed
+        refuse_foreign_weights(lm, self._vllm, prompts, self._params, encoder.pad_id, seed)
         return self._vllm
 
     def _make_vllm(self) -> VLLMGenerator:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from rlhf_trainer.models.policy import Batch, reference_logprobs
 
 # Mean |log p(sampler) - log p(trainer)| beyond which the sampler cannot be holding the trainer's weights.
 STALE_SAMPLER = 0.1
+_PROBE_ROWS, _PROBE_TOKENS = 4, 8
 
 
 class Scorer(Protocol):
@@ -106,6 +107,26 @@ def refuse_stale_sampler(step: int, experience: Experience) -> None:
         raise RuntimeError(
             f"step {step}: the sampler's log-probabilities are off by {experience.sampler_gap:.3f} nats per token; "
             "it does not hold the trainer's weights"
+        )
+
+
+def refuse_foreign_weights(
+    lm: Any, sampler: Generator, prompts: Sequence[Prompt], params: SamplingParams, pad_id: int, seed: int
+) -> None:
+    """After weights were handed over: a few short replies, as likely to the sampler as to ``lm``. Rollouts are compared
+    as a whole besides; what is sampled for a look or a gate is compared here alone."""
+    short = replace(params, max_new_tokens=min(params.max_new_tokens, _PROBE_TOKENS))
+    asked = [Request(prompt.ids, SampleKey(seed, 0, row)) for row, prompt in enumerate(prompts[:_PROBE_ROWS])]
+    completions = sampler.generate(asked, short)
+    device = next(lm.parameters()).device
+    batch = Batch.of([request.prompt for request in asked], [each.tokens for each in completions], pad_id, device)
+    logprobs = reference_logprobs(lm, batch, params.temperature).cpu()
+    sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True)
+    gap = sampler_gap(sampled, logprobs, batch.lengths.cpu())
+    if gap > STALE_SAMPLER:
+        raise RuntimeError(
+            f"the sampler's log-probabilities are off by {gap:.3f} nats per token right after it was given the "
+            "weights; it does not hold the trainer's weights"
         )
 
 
