@@ -18,7 +18,7 @@ from rlhf_trainer.data.recipe import Recipe
 from rlhf_trainer.desk.model import build_tokenizer
 from rlhf_trainer.desk.vocabulary import VALENCE
 from rlhf_trainer.exits import Invalid
-from rlhf_trainer.models.reward import check_recipe, load_reward_model, normaliser
+from rlhf_trainer.models.reward import check_reward_model, load_reward_model, normaliser
 from rlhf_trainer.wire import FailureClass, Located, Result, VerdictState
 from tests.trainer.attempts import run_here
 from tests.trainer.training_world import TinyWorld, preference_rows, training_of, true_reward, write_rows
@@ -171,11 +171,11 @@ def test_another_tokenizer_is_refused(attempts: dict[str, Result], tmp_path: Pat
     assert result.artifact is not None
     same = Encoder(build_tokenizer())
     assert load_reward_model(result.artifact.path, encoder=same).encoder.eos_id == same.eos_id
-    check_recipe(result.artifact.path, same)
+    check_reward_model(result.artifact.path, same)
     other = build_tokenizer()
     other.add_tokens(["blockchain"])
     with pytest.raises(Invalid, match=r"tokenizer .* is not .*; train the reward model from the same base"):
-        check_recipe(result.artifact.path, Encoder(other))
+        check_reward_model(result.artifact.path, Encoder(other))
     swapped = build_tokenizer()
     swapped.eos_token = "<unk>"
     with pytest.raises(Invalid, match="eos '<eos>' is not '<unk>'"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.model import build_model, build_tokenizer
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.batching import micro_rows
-from rlhf_trainer.loops.distillation import load_teacher
 from rlhf_trainer.loops.given_texts import Limits, Text, read_demonstrations, read_pairs, single_responses
 from rlhf_trainer.loops.policy_needs import check_needs
 from rlhf_trainer.loops.reference_cache import cached_logprobs, sequence_logprobs
@@ -136,20 +134,6 @@ def test_micro_batches_divide_the_rows_of_a_rank() -> None:
     assert micro_rows(training_of("DPO", max_prompt_length=8185), 8, 2) == 2  # 2 x 2 x 8192 tokens fit a pass
     with pytest.raises(Invalid, match=r"training.microBatchSize is 3, which does not divide the 8 rows"):
         micro_rows(training_of("DPO", micro_batch_size=3), 8, 2)
-
-
-def test_a_teacher_of_other_tokens_is_refused_by_name(
-    offline_world: OfflineWorld, encoder: Encoder, tmp_path: Path
-) -> None:
-    student = build_model(build_tokenizer(), width=16, layers=1)
-    assert load_teacher(Located(path=str(offline_world.teacher)), encoder, student).config.hidden_size == 24
-    build_model(build_tokenizer(), width=16, layers=1).save_pretrained(tmp_path)
-    build_tokenizer().save_pretrained(tmp_path)
-    spoken = json.loads((tmp_path / "tokenizer.json").read_text())
-    spoken["model"]["vocab"]["bonjour"] = spoken["model"]["vocab"].pop("hello")
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spoken))
-    with pytest.raises(Invalid, match=r"spec.teacher .*: 2 tokens differ .* 'bonjour' is \d+ there and None here"):
-        load_teacher(Located(path=str(tmp_path)), encoder, student)
 
 
 TEXTS = [Text(Prompt("hello", (1, 5, 6)), response) for response in ((8, 9, 2), (7, 2), (8, 2))]

@@ -11,12 +11,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlhf_trainer.cgroup import memory_limit
-from rlhf_trainer.config import Algorithm, DeepSpeed, DistillationMode, Lora
+from rlhf_trainer.config import DeepSpeed, Lora
 from rlhf_trainer.digests import MANIFEST, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.inputs import inputs_of
 from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, parameters_in, read_model
-from rlhf_trainer.preflight_text import check_architecture, check_same_vocabulary, check_vocabulary, open_tokenizer
+from rlhf_trainer.preflight_text import (
+    check_same_outputs,
+    check_same_vocabulary,
+    check_vocabulary,
+    open_config,
+    open_tokenizer,
+)
 from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -39,12 +45,11 @@ def check_attempt(config: AttemptConfig) -> None:
 
 
 def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> None:
-    for name, model in models.items():
-        check_architecture(name, model.path)
+    configs = {name: open_config(name, model.path) for name, model in models.items()}
+    sizes: dict[str, int | None] = {name: getattr(config, "vocab_size", None) for name, config in configs.items()}
     tokenizers = {name: open_tokenizer(name, model.path) for name, model in models.items()}
     for name, model in models.items():
-        vocabulary = model.config.get("vocab_size")
-        check_vocabulary(name, model.path, tokenizers[name], vocabulary if isinstance(vocabulary, int) else None)
+        check_vocabulary(name, model.path, tokenizers[name], sizes[name])
     training, reward = config.policy_training, config.reward_model_training
     if reward is not None and "baseModel" in models:
         _check_trained(models["baseModel"], reward.lora, reward.ensemble.members, reward.deepspeed, config.world_size)
@@ -53,9 +58,9 @@ def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> N
         _check_trained(models["policy"], training.lora, 1, training.deepspeed, config.world_size)
         longest = training.max_prompt_length + training.generation.max_new_tokens
         check_context(models["policy"], longest, "training.maxPromptLength and generation.maxNewTokens")
-        by_token = training.distillation.mode is DistillationMode.ON_POLICY
-        if training.algorithm is Algorithm.DISTILLATION and by_token and "teacher" in models:
-            check_same_vocabulary(tokenizers["policy"], tokenizers["teacher"], models["teacher"].path)
+    if "policy" in models and "teacher" in models:
+        check_same_vocabulary(tokenizers["policy"], tokenizers["teacher"], models["teacher"].path)
+        check_same_outputs(sizes["policy"], sizes["teacher"], models["teacher"].path)
 
 
 def _check_trained(model: ModelFolder, lora: Lora | None, copies: int, deepspeed: DeepSpeed, world_size: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_trainer.exits import Invalid
 
 _PROBE = "hello"
+_OWN_TOKENS = "distil from a teacher with the policy's own tokenizer"
 _TURNS = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
 
 
@@ -31,12 +32,12 @@ def open_tokenizer(name: str, path: Path) -> Any:
     return tokenizer
 
 
-def check_architecture(name: str, path: Path) -> None:
-    """The library must know the kind of model that config.json describes, and accept its numbers."""
+def open_config(name: str, path: Path) -> Any:
+    """A model's configuration: the library must know the kind that config.json describes, and accept its numbers."""
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path)
     except Exception as error:  # each architecture checks its fields in its own way
         raise Invalid(
             f"spec.{name}: {path / 'config.json'}: {_one_line(error)}; give a model that transformers can load"
@@ -54,16 +55,31 @@ def check_vocabulary(name: str, path: Path, tokenizer: Any, vocabulary: int | No
 
 
 def check_same_vocabulary(student: Any, teacher: Any, path: Path) -> None:
-    """For a divergence over next tokens both must mean the same by an id. Rewards do not need it: reward models read
-    texts and have tokenizers of their own."""
+    """Student and teacher must mean the same by an id, whatever the mode: each reads ids that the other has sampled.
+    Rewards do not need it: reward models read texts and have tokenizers of their own."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
-    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-    raise Invalid(
-        f"spec.teacher: {path}: its tokenizer differs from the policy's in {len(differing)} tokens (first: "
-        f"{differing[0]!r}), so their distributions cannot be compared; choose mode sequence or a related teacher"
-    )
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        token = differing[0]
+        raise Invalid(
+            f"spec.teacher: {path}: {len(differing)} tokens of its tokenizer differ from those of spec.policy; "
+            f"{token!r} is {theirs.get(token)} there and {ours.get(token)} here; {_OWN_TOKENS}"
+        )
+    (pad, eos), (its_pad, its_eos) = ((each.pad_token_id, each.eos_token_id) for each in (student, teacher))
+    if (its_pad, its_eos) != (pad, eos):
+        raise Invalid(
+            f"spec.teacher: {path}: its pad and eos are tokens {its_pad} and {its_eos}, those of spec.policy are {pad} "
+            f"and {eos}; {_OWN_TOKENS}"
+        )
+
+
+def check_same_outputs(student: int | None, teacher: int | None, path: Path) -> None:
+    """Embeddings may have more rows than the tokenizer has tokens; ids of one model must exist in the other too."""
+    if student != teacher:
+        raise Invalid(
+            f"spec.teacher: {path / 'config.json'}: predicts {teacher} tokens, spec.policy {student}; give both "
+            "embeddings of one size (vocab_size)"
+        )
 
 
 def _check_special(name: str, path: Path, tokenizer: Any) -> None:

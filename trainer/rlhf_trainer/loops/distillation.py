@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from rlhf_trainer.algos.distillation import forward_kl, jensen_shannon, reverse_kl, students_row
 from rlhf_trainer.config import Distillation, DistillationMode
 from rlhf_trainer.config import Divergence as Measure
-from rlhf_trainer.data.encoding import Encoder
-from rlhf_trainer.exits import Invalid
 from rlhf_trainer.generate.base import Completion, Request, SampleKey
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.offline import OfflineTrainer, Sums
@@ -20,7 +17,6 @@ from rlhf_trainer.loops.supervised import imitate
 from rlhf_trainer.models.critic import Actor
 from rlhf_trainer.models.policy import Batch, load_policy
 from rlhf_trainer.models.student import Divergence, Student
-from rlhf_trainer.wire import Located
 
 
 class DistillationTrainer(OfflineTrainer):
@@ -32,7 +28,7 @@ class DistillationTrainer(OfflineTrainer):
         self._sequence = self._settings.mode is DistillationMode.SEQUENCE
         super().__init__(session, inputs, Actor if self._sequence else Student)
         assert inputs.teacher is not None  # check_needs
-        self.teacher = load_teacher(inputs.teacher, inputs.encoder, self.reference)
+        self.teacher, _ = load_policy(inputs.teacher.path)  # preflight has compared its tokens with the policy's
         self.teacher.requires_grad_(False).to(self.world.device)
 
     def rows(self) -> int:
@@ -101,28 +97,3 @@ def divergence_of(settings: Distillation) -> Divergence:
     if settings.divergence is Measure.JENSEN_SHANNON:
         return partial(jensen_shannon, beta=settings.beta)
     return forward_kl if settings.divergence is Measure.FORWARD else reverse_kl
-
-
-def load_teacher(located: Located, encoder: Encoder, student: Any) -> Any:
-    """The teacher's language model. Raises Invalid, naming the first difference, unless it speaks the same tokens."""
-    teacher, its = load_policy(located.path)
-    shown = f"spec.teacher ({located.uri or located.path})"
-    ours, theirs = encoder.tokenizer.get_vocab(), its.tokenizer.get_vocab()
-    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if differing:
-        token = differing[0]
-        raise Invalid(
-            f"{shown}: {len(differing)} tokens differ from those of spec.policy; {token!r} is {theirs.get(token)} "
-            f"there and {ours.get(token)} here; distil from a teacher with the policy's own tokenizer"
-        )
-    if (its.pad_id, its.eos_id) != (encoder.pad_id, encoder.eos_id):
-        raise Invalid(
-            f"{shown}: pad and eos are tokens {its.pad_id} and {its.eos_id}, those of spec.policy are "
-            f"{encoder.pad_id} and {encoder.eos_id}; give both the same tokenizer"
-        )
-    if teacher.config.vocab_size != student.config.vocab_size:
-        raise Invalid(
-            f"{shown}: predicts {teacher.config.vocab_size} tokens, spec.policy {student.config.vocab_size}; "
-            "give both embeddings of one size"
-        )
-    return teacher

@@ -22,15 +22,15 @@ class KTOTrainer(OfflineTrainer):
     micro batches change it."""
 
     def __init__(self, session: Session, inputs: PolicyInputs) -> None:
-        super().__init__(session, inputs, Actor)
         preferences = session.config.preferences
         path = preferences.path if preferences is not None else "spec.preferences"
         self._texts, self._desirable = single_responses(inputs.pairs, path)
-        if len(self._texts) < self.training.prompts_per_step:
+        if len(self._texts) < inputs.training.prompts_per_step:
             raise Invalid(
                 f"{path}: {len(self._texts)} responses of decided pairs are fewer than training.promptsPerStep "
-                f"{self.training.prompts_per_step}; lower it or give more rows"
+                f"{inputs.training.prompts_per_step}; lower it or give more rows"
             )
+        super().__init__(session, inputs, Actor)  # loads weights: whatever can be refused is refused before
         self._reference_logprobs = torch.zeros(0)
 
     def rows(self) -> int:

@@ -25,7 +25,7 @@ from rlhf_trainer.loops.policy_gate import PolicyGate
 from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.policy import load_policy
-from rlhf_trainer.models.reward import check_recipe
+from rlhf_trainer.models.reward import check_reward_model
 
 
 class PolicyTrainer(Protocol):
@@ -79,7 +79,7 @@ def opponent(trainer: PolicyTrainer, evaluation: Evaluation) -> Any:
 def run(session: Session) -> Outcome:
     """The whole attempt, from preflight to artifact. Raises the endings of ``exits``."""
     inputs = prepare(session)
-    session.first_on_main(lambda: _check_recipes(session, inputs))
+    session.first_on_main(lambda: _check_reward_models(session, inputs))
     trainer = make_trainer(session, inputs)
     evaluation = session.config.evaluation or Evaluation()
     before = best_of_n_preflight(session, inputs, trainer.reference)
@@ -107,11 +107,11 @@ def run(session: Session) -> Outcome:
     return Outcome(artifact, verdicts, figures, digests, gate_reason="EvaluationGateFailed")
 
 
-def _check_recipes(session: Session, inputs: PolicyInputs) -> None:
-    """Whatever reward model takes part must have learnt from text laid out as this policy's."""
+def _check_reward_models(session: Session, inputs: PolicyInputs) -> None:
+    """Whatever reward model takes part must be whole, and have learnt from text laid out as this policy's."""
     for located in (inputs.given_reward_model, session.config.audit_reward_model):
         if located is not None:
-            check_recipe(located.path, inputs.encoder)
+            check_reward_model(located.path, inputs.encoder)
 
 
 def policy_weights(session: Session, trainer: PolicyTrainer) -> dict[str, Any]:

@@ -167,10 +167,7 @@ def load_reward_model(
     """
     root = Path(path)
     calibration, recipe = _read_calibration(root / CALIBRATION_FILE)
-    folders = [root / "members" / str(index) for index in range(len(calibration.offsets))]
-    missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
-    if missing:
-        raise Invalid(f"{root}: not a complete reward model, missing {', '.join(missing)}", "DigestMismatch")
+    folders = _members(root, calibration)
     own = Encoder(AutoTokenizer.from_pretrained(folders[0]))
     _require(root, recipe, Recipe.of(own), "the tokenizer in its own folder")
     if encoder is not None:
@@ -180,11 +177,22 @@ def load_reward_model(
     return RewardScorer(ensemble, own, calibration)
 
 
-def check_recipe(path: Path | str, encoder: Encoder) -> None:
-    """Raises Invalid where the reward model at ``path`` was trained on text laid out otherwise than by ``encoder``.
-    Loads no weights."""
-    _, recipe = _read_calibration(Path(path) / CALIBRATION_FILE)
-    _require(Path(path), recipe, Recipe.of(encoder), "the policy's tokenizer")
+def check_reward_model(path: Path | str, encoder: Encoder) -> None:
+    """Raises Invalid where the reward model at ``path`` is not whole, or was trained on text laid out otherwise than
+    by ``encoder``. Loads no weights."""
+    root = Path(path)
+    calibration, recipe = _read_calibration(root / CALIBRATION_FILE)
+    _members(root, calibration)
+    _require(root, recipe, Recipe.of(encoder), "the policy's tokenizer")
+
+
+def _members(root: Path, calibration: RewardCalibration) -> list[Path]:
+    """The folders of the ensemble's members, all of which must be there."""
+    folders = [root / "members" / str(index) for index in range(len(calibration.offsets))]
+    missing = [str(folder) for folder in folders if not (folder / "config.json").is_file()]
+    if missing:
+        raise Invalid(f"{root}: not a complete reward model, missing {', '.join(missing)}", "DigestMismatch")
+    return folders
 
 
 def _require(root: Path, stored: Recipe, found: Recipe, whose: str) -> None:
