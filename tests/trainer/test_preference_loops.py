@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf_trainer.config import Evaluation, GuardrailAction, GuardrailMetric, Opponent, TrainingGuardrail
+from rlhf_trainer.config import Algorithm, Evaluation, GuardrailAction, GuardrailMetric, Opponent, TrainingGuardrail
+from rlhf_trainer.preflight_training import REPORTED
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
 from tests.trainer.algorithms import OFFLINE
 from tests.trainer.offline_world import OfflineWorld, make_offline_world, training_of
@@ -130,5 +131,6 @@ def test_reported_figures_are_those_of_the_algorithm(attempts: dict[str, Any]) -
     assert attempts["Distillation-zero2"]["metrics"]["onPolicyShare"] == 0.5
     assert attempts["sequence"]["metrics"]["onPolicyShare"] == 0.0
     assert "divergence" not in attempts["sequence"]["metrics"]
+    assert {metric.value for metric in REPORTED[Algorithm.DISTILLATION]} <= attempts["sequence"]["metrics"].keys()
     assert attempts["KTO-zero2"]["metrics"]["referencePoint"] >= 0.0
     assert attempts["ipo"]["failureClass"] == FailureClass.SUCCESS

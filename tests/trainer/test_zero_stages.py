@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_trainer.config import Checkpoints
+from rlhf_trainer.config import Checkpoints, GuardrailMetric
+from rlhf_trainer.preflight_training import reported
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
 from tests.trainer import offline_world, training_world
 from tests.trainer.algorithms import OFFLINE, ONLINE
@@ -109,6 +110,17 @@ def test_full_training_and_adapters_are_different_paths(results: dict[str, Any],
     full, adapted = (trained(results[f"{algorithm}-{reach}-0"]) for reach in REACHES)
     moved = {key: float((tensor - adapted[key]).abs().max()) for key, tensor in full.items()}
     assert max(moved.values()) > LEARNING_RATE / 2
+
+
+@pytest.mark.usefixtures("results")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_guardrails_may_watch_what_every_step_reports_and_nothing_else(
+    configs: dict[str, AttemptConfig], algorithm: str
+) -> None:
+    """Preflight refuses a guardrail on any other metric, since it would watch nothing."""
+    config = configs[f"{algorithm}-full-0"]
+    for step in history(config):
+        assert {metric for metric in GuardrailMetric if metric.value in step} == reported(config)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
