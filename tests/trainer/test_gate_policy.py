@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf_trainer.checkpoint import checkpoint_path, newest_verified, read_manifest
 from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
 from tests.trainer.attempts import run_here, run_on
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
+from tests.trainer.test_checkpoint import damage
 from tests.trainer.training_world import TinyWorld
 
 STEPS, MANY = 6, 24
@@ -29,7 +31,10 @@ def policy_world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
 def config(world: PolicyWorld, output: Path, evaluation: Evaluation, attempt: int = 1, **changes: Any) -> AttemptConfig:
     steps, sharding = changes.pop("steps", STEPS), changes.pop("deepspeed", {"zero_stage": 0})
     kl = {"coefficient": 0.0, "controller": "fixed"}
-    training = training_of(steps=steps, prompts_per_step=16, deepspeed=sharding, learning_rate=0.03, kl=kl)
+    never = [{"cost": "length", "limit": 1000.0}]  # its price stays 0; it is there to be kept
+    training = training_of(
+        steps=steps, prompts_per_step=16, deepspeed=sharding, learning_rate=0.03, kl=kl, constraints=never
+    )
     every = Checkpoints(every_steps=2, keep_last=10)
     return world.config(output, training=training, evaluation=evaluation, attempt=attempt, checkpoints=every, **changes)
 
@@ -84,6 +89,40 @@ def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
     for name, tensor in published.items():
         torch.testing.assert_close(tensor, saved[f"lm.{name}"].float(), atol=0, rtol=0)
     assert best < STEPS, "this seed's audit likes an earlier look best, so that the test can tell"
+
+
+STATE = (
+    "engine/model",  # at ZeRO stage 0 with the optimiser's state; test_checkpoint has one of its own
+    "klController",
+    "constraints",
+    "dataPosition",
+    "guardrails",
+    "random",
+    "oversight",
+    "bestWeights",
+)
+
+
+def test_a_checkpoint_holds_all_state_that_steps_change(whole: tuple[Path, Result]) -> None:
+    manifest = read_manifest(whole[0] / "a1/checkpoints/step-00000004")
+    assert {entry.component for entry in manifest.files.values()} == set(STATE)
+
+
+@pytest.mark.parametrize("component", STATE)
+def test_each_part_of_the_state_is_missed_by_name(whole: tuple[Path, Result], tmp_path: Path, component: str) -> None:
+    """One bit of it, then the file: the run would go on from the checkpoint before."""
+    output, _ = whole
+    for step in (2, 4):
+        name = f"a1/checkpoints/step-{step:08d}"
+        shutil.copytree(output / name, tmp_path / name)
+    manifest = read_manifest(checkpoint_path(tmp_path, 1, 4))
+    victim = next(path for path, entry in manifest.files.items() if entry.component == component)
+    for spoil in (damage, Path.unlink):
+        spoil(checkpoint_path(tmp_path, 1, 4) / victim)
+        found, (skipped,) = newest_verified(tmp_path, manifest.config_digest)
+        assert found is not None
+        assert (found.manifest.step, skipped.step) == (2, 4)
+        assert skipped.reason.startswith(f"component '{component}': {victim} ")
 
 
 def test_two_ranks_with_sharded_weights_see_the_same(
