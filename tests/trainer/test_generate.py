@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 from rlhf_trainer.desk.model import build_model, build_tokenizer
+from rlhf_trainer.generate import cached
 from rlhf_trainer.generate.base import Completion, Request, SampleKey, SamplingParams
-from rlhf_trainer.generate.cached import CachedGenerator, draw
+from rlhf_trainer.generate.cached import CachedGenerator, draw, new_cache
 from rlhf_trainer.models.policy import Batch, score_tokens
 from rlhf_trainer.randomness import Stream
 
@@ -72,6 +73,19 @@ def test_samples_do_not_depend_on_the_batch_layout(model: Any, max_batch: int) -
     for request, completion in zip(asked, whole, strict=True):
         assert other[request.key].tokens == completion.tokens
         assert other[request.key].logprobs == pytest.approx(completion.logprobs, abs=1e-5)
+
+
+def test_the_cache_is_as_long_as_a_batch_of_similar_prompts_needs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts of each length from 2 to 9, mixed, four at a time: a batch's longest prompt and 2 tokens."""
+    lengths: list[int] = []
+
+    def recorded(config: Any, length: int) -> Any:
+        lengths.append(length)
+        return new_cache(config, length)
+
+    monkeypatch.setattr(cached, "new_cache", recorded)
+    sample(model, requests(24), SamplingParams(2), max_batch=4)
+    assert lengths == [longest + 2 for longest in (3, 4, 5, 7, 8, 9)]
 
 
 @pytest.mark.parametrize("window", [None, 64])

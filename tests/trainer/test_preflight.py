@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
 from rlhf_trainer import preflight
+from rlhf_trainer.distributed import join
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.loops import policy_inputs, reward_inputs
+from rlhf_trainer.loops.common import Session, StopSignal
 from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, count_parameters, training_bytes
-from rlhf_trainer.wire import Located
-from tests.trainer.training_world import TinyWorld
+from rlhf_trainer.ranks import RankFiles
+from rlhf_trainer.status import StatusBoard
+from rlhf_trainer.wire import AttemptConfig, Located
+from tests.trainer import offline_world, ppo_world, training_world
+from tests.trainer.ppo_world import PolicyWorld
+from tests.trainer.training_world import TinyWorld, preference_rows, write_rows
 
 
 def test_a_sound_attempt_passes(tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -58,6 +67,74 @@ def test_a_few_long_rows_are_counted_and_many_refused(caplog: pytest.LogCaptureF
     assert "3 of 100 rows have more than 64 tokens" in caplog.text
     with pytest.raises(Invalid, match=r"60 of 100 rows .*raise training\.maxLength"):
         check_too_long("p.jsonl", 60, 100, 64, "maxLength")
+
+
+def policy_world(tiny: TinyWorld) -> PolicyWorld:
+    """Without a reward model of its own: preflight looks at what is trained, not at what is scored with."""
+    return PolicyWorld(tiny.base, tiny.base, tiny.base, tiny.preferences)
+
+
+def session_of(config: AttemptConfig, folder: Path) -> Session:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    world, board = join(timedelta(seconds=60)), StatusBoard(1, "u", 1, lambda: now)
+    return Session(config, world, board, RankFiles(folder, 0), StopSignal(), lambda: now)
+
+
+def with_long(rows: list[dict[str, Any]], field: str, *places: int) -> list[dict[str, Any]]:
+    return [{**row, field: "glad " * 40} if place in places else row for place, row in enumerate(rows)]
+
+
+def test_the_pairs_dropped_by_a_reward_model_are_a_figure(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "long.jsonl", with_long(preference_rows(60, seed=4), "response_b", 7, 40))
+    config = tiny_world.config(tmp_path / "out", preferences=Located(path=str(path)))
+    assert config.base_model is not None
+    assert config.preferences is not None
+    assert config.reward_model_training is not None
+    session = session_of(config, tmp_path)
+    inputs = reward_inputs.prepare(session, config.base_model, config.preferences, config.reward_model_training)
+    assert len(inputs.training) + len(inputs.holdout) == 58
+    assert session.board.report.metrics == {"droppedPairs": 2.0}
+
+
+def test_the_rows_dropped_by_a_policy_are_a_figure_of_all_its_files(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    pairs = with_long(with_long(preference_rows(60, seed=4), "response_b", 7), "prompt", 40)
+    asked = with_long([{"prompt": row["prompt"]} for row in pairs[:20]], "prompt", 3)
+    training = offline_world.training_of("DPO", max_prompt_length=16)
+    config = policy_world(tiny_world).config(
+        tmp_path / "out",
+        training=training,
+        reward_model=None,
+        audit_reward_model=None,
+        preferences=Located(path=str(write_rows(tmp_path / "pairs.jsonl", pairs))),
+        prompts=Located(path=str(write_rows(tmp_path / "asked.jsonl", asked))),
+    )
+    session = session_of(config, tmp_path)
+    inputs = policy_inputs.prepare(session)
+    assert session.board.report.metrics == {"droppedRows": 3.0}
+    assert max(len(ids) for pair in inputs.pairs for ids in (pair.prompt.ids, pair.chosen, pair.rejected)) <= 16
+
+
+@pytest.mark.parametrize("kind", ["reward model", "policy"])
+def test_training_that_cannot_fit_is_refused_and_fits_in_shares(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A container with room for half of the state of one copy (the policy) or of two members, on two ranks."""
+    parameters = count_parameters(tiny_world.base)
+    assert parameters is not None
+    copies = 2 if kind == "reward model" else 1
+    monkeypatch.setattr(preflight, "memory_limit", lambda: copies * parameters * 16 // 2)
+
+    def attempt(**changes: Any) -> AttemptConfig:
+        if kind == "reward model":
+            return tiny_world.config(tmp_path, 2, training=training_world.training_of(**changes))
+        training = ppo_world.training_of(**changes)
+        return policy_world(tiny_world).config(tmp_path, 2, training=training, audit_reward_model=None)
+
+    with pytest.raises(Invalid, match=r"per rank at ZeRO stage 0, the container has .*raise deepspeed") as caught:
+        check_attempt(attempt(deepspeed={"zero_stage": 0}))
+    assert caught.value.reason == "OutOfMemory"
+    check_attempt(attempt(deepspeed={"zero_stage": 3}))
+    check_attempt(attempt(deepspeed={"zero_stage": 0}, lora={"rank": 2}))  # gradients and moments of a small part
 
 
 def test_memory_by_zero_stage(

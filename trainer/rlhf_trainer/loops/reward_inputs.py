@@ -38,7 +38,6 @@ class Inputs:
     training: tuple[Pair, ...]
     holdout: tuple[Pair, ...]
     human: tuple[ScoredResponse, ...]
-    dropped: int
 
 
 def prepare(session: Session, base: Located, preferences: Located, training: RewardModelTraining) -> Inputs:
@@ -52,6 +51,7 @@ def prepare(session: Session, base: Located, preferences: Located, training: Rew
     encoder = _open_encoder(base)
     pairs, dropped = _encode(load_preferences(preferences.path), encoder, training)
     check_too_long(preferences.path, dropped, len(pairs) + dropped, training.max_length, "maxLength")
+    session.board.figures({"droppedPairs": float(dropped)})
     train_pairs, holdout = split(
         pairs, lambda pair: pair.prompt, training.holdout_fraction, side_of=lambda pair: pair.row.side
     )
@@ -62,7 +62,7 @@ def prepare(session: Session, base: Located, preferences: Located, training: Rew
         )
     _check_aspects(preferences.path, train_pairs, training.aspects)
     human = load_scores(config.human_scores.path) if config.human_scores is not None else []
-    return Inputs(encoder, tuple(train_pairs), tuple(holdout), tuple(human), dropped)
+    return Inputs(encoder, tuple(train_pairs), tuple(holdout), tuple(human))
 
 
 def given(located: Located | None, name: str) -> Located:

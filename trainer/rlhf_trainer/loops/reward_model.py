@@ -37,7 +37,6 @@ def run(session: Session) -> Outcome:
     if training is None:
         raise Invalid("the attempt's configuration has no rewardModelTraining; recreate the resource")
     inputs = prepare(session, base, preferences, training)
-    session.board.figures({"droppedPairs": float(inputs.dropped)})
     session.pulse()
     ensemble = RewardEnsemble.from_base(
         Path(base.path), training.ensemble.members, inputs.encoder.pad_id, training.seed, training.aspects
