@@ -63,13 +63,16 @@ def kl_loss_coefficient(training: PolicyTraining, prices: Prices) -> float:
     were divided by that of the Lagrangian, and the term must be too; normalised ones have lost that scale."""
     if training.kl.placement is KLPlacement.REWARD:
         return 0.0
-    normalised = {
-        Algorithm.PPO: training.ppo.whiten_advantages,
-        Algorithm.REINFORCE_PLUS_PLUS: training.ppo.whiten_advantages,
-        Algorithm.GRPO: training.grpo.scale is not AdvantageScale.NONE,
-        Algorithm.BEST_OF_N: True,
-    }
-    return prices.kl if normalised.get(training.algorithm, False) else prices.kl / prices.scale
+    return prices.kl if _normalised(training) else prices.kl / prices.scale
+
+
+def _normalised(training: PolicyTraining) -> bool:
+    """Whether what the policy term is weighed with has lost the scale of the reward."""
+    if training.algorithm in (Algorithm.PPO, Algorithm.REINFORCE_PLUS_PLUS):
+        return training.ppo.whiten_advantages
+    if training.algorithm is Algorithm.GRPO:
+        return training.grpo.scale is not AdvantageScale.NONE
+    return training.algorithm is Algorithm.BEST_OF_N
 
 
 def _outcomes(experience: Experience, training: PolicyTraining, prices: Prices) -> Tensor:
