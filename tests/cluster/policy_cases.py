@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tests.cluster.samples import DELETED
+from rlhf_trainer.config import TRAINING_READ_BY
+from tests.cluster.samples import DELETED, example
+from tests.training_fields import OTHER, entry_of, set_to_other
 
 PPO, GRPO, LAGRANGIAN = "policy-optimization-job", "grpo", "lagrangian"
 DPO, KTO, SFT, DISTILLATION = "dpo", "kto", "sft", "distillation"
@@ -27,6 +30,26 @@ def guardrail(**fields: Any) -> dict[str, Any]:
 
 def constraint(**fields: Any) -> dict[str, Any]:
     return {"spec.training.constraints": [{"cost": "incomplete", "limit": 0.1, **fields}]}
+
+
+def unread(entry: str) -> Case:
+    """What this entry of the table is about, set where nobody reads it."""
+    readers, field = TRAINING_READ_BY[entry], next(field for field in OTHER if entry_of(field) == entry)
+    file = next(file for file in FAMILIES if example(file)["spec"]["training"]["algorithm"] not in readers)
+    changes = {f"spec.training.{path}": value for path, value in _leaves(set_to_other(field))}
+    at = f"spec.training.{entry}: Invalid value"
+    return Case(
+        f"{entry} for {file}", file, changes, (at, f"training.{entry}: leave it out, or choose another training")
+    )
+
+
+def _leaves(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """So that what the example says beside them stays."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(value))
+        else:
+            yield name, value
 
 
 POLICY_CASES = [
@@ -53,18 +76,11 @@ POLICY_CASES = [
     Case("RLOO by default", PPO, {"spec.training.algorithm": "RLOO"}, ("samplesPerPrompt", "to 2 or more")),
     Case("BestOfN of one", PPO, {"spec.training.algorithm": "BestOfN"}, ("samplesPerPrompt to 2 or more",)),
     Case(
-        "DPO with samples",
-        DPO,
-        {"spec.training.samplesPerPrompt": 4},
-        ("spec.training.samplesPerPrompt", "sample nothing while training"),
-    ),
-    Case(
         "groups that do not divide",
         GRPO,
         {"spec.trainer.numProcPerNode": 1, "spec.training.promptsPerStep": 6},
         ("training.promptsPerStep must be divisible", "the samples of a prompt stay together"),
     ),
-    Case("overlong demonstrations", SFT, {"spec.training.overlong": {"start": 9}}, ("overlong", "remove it")),
     Case(
         "a penalty that starts at its end",
         GRPO,
@@ -77,10 +93,7 @@ POLICY_CASES = [
     Case("a narrower clip-higher", GRPO, {"spec.training.ppo.clipHigh": 0.1}, ("clipHigh", "to clip or more")),
     Case("a dual clip inside the clip", GRPO, {"spec.training.ppo.dualClip": 1.28}, ("dualClip", "above 1 + clipHigh")),
     Case("a dual clip below 1", PPO, {"spec.training.ppo.dualClip": 0.5}, ("dualClip", "greater than 1")),
-    Case("a critic for GRPO", GRPO, {"spec.training.ppo.critic": "separate"}, ("only PPO has a critic",)),
-    Case("critic warm-up for GRPO", GRPO, {"spec.training.ppo.criticWarmupSteps": 5}, ("only PPO has a critic",)),
     # constraints
-    Case("constrained DPO", DPO, constraint(), ("spec.training.constraints", "remove them, or choose")),
     Case(
         "a cost twice",
         LAGRANGIAN,
@@ -92,16 +105,8 @@ POLICY_CASES = [
     Case("a share of everything", PPO, constraint(limit=1), ("constraints", "on safety or incomplete below 1")),
     Case("a start above the cap", PPO, constraint(initialMultiplier=6), ("initialMultiplier must not exceed",)),
     Case("an unknown cost", PPO, constraint(cost="money"), ("constraints[0].cost", '"safety"')),
-    # blocks of another algorithm
-    Case("GRPO's scale for PPO", PPO, {"spec.training.grpo.scale": "none"}, ("training.grpo is read by GRPO alone",)),
-    Case("DPO's loss for KTO", KTO, {"spec.training.dpo.loss": "ipo"}, ("training.dpo is read by DPO alone",)),
-    Case("KTO's weights for DPO", DPO, {"spec.training.kto.undesirableWeight": 2}, ("read by KTO alone",)),
-    Case(
-        "a divergence for GRPO",
-        GRPO,
-        {"spec.training.distillation.divergence": "reverse"},
-        ("training.distillation is read by Distillation alone",),
-    ),
+    # fields that other algorithms read
+    *map(unread, TRAINING_READ_BY),
     Case(
         "sequences in reverse",
         DISTILLATION,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import Evaluation
+from rlhf_trainer.config import Evaluation, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.desk.model import build_model, build_tokenizer
 from rlhf_trainer.exits import Invalid
@@ -48,9 +48,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("KTO", {"reward_model": SOMETHING}, {}, r"spec.rewardModel is given, but KTO .* PPO, GRPO"),
     ("SFT", {"preferences": SOMETHING}, {}, r"spec.preferences is given, but SFT .* DPO, KTO"),
     ("Distillation", {"demonstrations": SOMETHING}, {}, r"spec.demonstrations is given"),
-    ("DPO", {}, {"constraints": [LIMIT]}, r"training.constraints is given, but DPO makes no use of it"),
-    ("SFT", {}, {"overlong": {"start": 3}}, r"training.overlong is given"),
-    ("KTO", {}, {"samples_per_prompt": 2}, r"training.samplesPerPrompt is given"),
+    ("DPO", {}, {"constraints": [LIMIT]}, r"leave out training.constraints: DPO does not read it, PPO, GRPO"),
+    ("Distillation", {}, {"generation": {"engine": "vllm"}}, r"training.generation.engine: Distillation does not"),
     ("DPO", {"evaluation": TEACHER}, {}, r"evaluation.against is teacher, but DPO has none"),
     ("Distillation", {"evaluation": TEACHER}, {}, r"against is teacher, but nothing can judge"),
 ]
@@ -70,6 +69,17 @@ def test_what_an_algorithm_needs_is_enough(offline_world: OfflineWorld, algorith
     training = training_of(algorithm)
     check_needs(offline_world.config(Path("/out"), training), training)
     check_needs(offline_world.config(Path("/out"), training, audit_reward_model=SOMETHING, prompts=SOMETHING), training)
+
+
+def test_all_fields_that_were_set_for_nothing_are_named_at_once(offline_world: OfflineWorld) -> None:
+    ignored = {"kto": {"beta": 0.2}, "ppo": {"gae_lambda": 0.9, "epochs": 1}}
+    training = PolicyTraining.model_validate({"algorithm": "GRPO", "samples_per_prompt": 2, **ignored})
+    with pytest.raises(Invalid) as refused:
+        check_needs(offline_world.policy.config(Path("/out"), training=training), training)
+    assert str(refused.value) == (
+        "leave out training.ppo.gaeLambda: GRPO does not read it, PPO would; "
+        "leave out training.kto: GRPO does not read it, KTO would"
+    )
 
 
 def test_only_online_algorithms_insist_on_a_reward_model(offline_world: OfflineWorld) -> None:

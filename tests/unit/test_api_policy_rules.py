@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 from rlhf_operator.api.policy_rules import RULES, broken
-from rlhf_trainer.config import READ_BY, Algorithm
+from rlhf_trainer.config import READ_BY, TRAINING_READ_BY, Algorithm, PolicyTraining
 from tests.cluster.policy_cases import FAMILIES, POLICY_CASES, SERVER_ONLY, Case
 from tests.cluster.samples import changed, example
-from tests.unit.jobs_world import ALGORITHMS, World, policy_spec
+from tests.training_fields import FIELDS, OTHER, entry_of, readers_of, set_to_other
+from tests.unit.jobs_world import ALGORITHMS, World, algorithm_spec, policy_spec
 
 SEEN_BY_THE_OPERATOR = [case for case in POLICY_CASES if case.name not in SERVER_ONLY]
 
@@ -51,6 +52,33 @@ def test_an_algorithm_takes_the_inputs_it_reads_and_no_other(algorithm: Algorith
         named = {field for bit, field in enumerate(READ_BY) if number >> bit & 1}
         found = refusal(bare | {field: sources[field] for field in named})
         assert (found == "") == (named == needed), (algorithm, named, found)
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_field_is_refused_under_every_algorithm_that_ignores_it_and_no_other(field: str) -> None:
+    found = {algorithm: refusal(trained(algorithm, **set_to_other(field))) for algorithm in Algorithm}
+
+    assert {algorithm for algorithm, message in found.items() if not message} == readers_of(field), found
+    assert all(f"training.{entry_of(field)}: leave it out" in message for message in found.values() if message)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_defaults_that_are_spelt_out_are_no_wish(algorithm: Algorithm) -> None:
+    """The API server spells them out for everybody."""
+    defaults = PolicyTraining().model_dump(mode="json", by_alias=True, exclude_none=True)
+    spec = trained(algorithm)
+    assert refusal(spec | {"training": defaults | spec["training"]}) == ""
+
+
+def test_every_field_of_the_table_is_tried() -> None:
+    assert set(OTHER) == {field for field in FIELDS if entry_of(field)}
+    assert {entry_of(field) for field in OTHER} == set(TRAINING_READ_BY)
+
+
+def trained(algorithm: Algorithm, **training: Any) -> dict[str, Any]:
+    """The least that the algorithm runs with, and these fields."""
+    spec = algorithm_spec(algorithm.value)
+    return spec | {"training": {"algorithm": algorithm.value, **spec.get("training", {}), **training}}
 
 
 SOURCES = {

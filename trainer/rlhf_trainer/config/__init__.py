@@ -28,7 +28,6 @@ from rlhf_trainer.config.policy import (
     KL,
     ONLINE,
     PPO,
-    READ_BY,
     AdvantageScale,
     Algorithm,
     Constraint,
@@ -43,6 +42,7 @@ from rlhf_trainer.config.policy import (
     Overlong,
     PolicyTraining,
 )
+from rlhf_trainer.config.readers import READ_BY, TRAINING_READ_BY, is_ignored, value_of
 from rlhf_trainer.config.reward_model import (
     Calibration,
     Ensemble,
@@ -71,6 +71,7 @@ __all__ = [
     "PPO",
     "PVC_URI",
     "READ_BY",
+    "TRAINING_READ_BY",
     "AdvantageScale",
     "Algorithm",
     "BestOfNPreflight",
@@ -114,4 +115,6 @@ __all__ = [
     "Tracker",
     "Tracking",
     "TrainingGuardrail",
+    "is_ignored",
+    "value_of",
 ]

@@ -184,13 +184,6 @@ class Algorithm(StrEnum):
 ONLINE = frozenset({Algorithm.PPO, Algorithm.GRPO, Algorithm.RLOO, Algorithm.REINFORCE_PLUS_PLUS, Algorithm.BEST_OF_N})
 GROUPED = frozenset({Algorithm.GRPO, Algorithm.RLOO, Algorithm.BEST_OF_N})
 FROM_PREFERENCES = frozenset({Algorithm.DPO, Algorithm.KTO})
-# What each input is learnt from by: where none of these trains, it would be ignored.
-READ_BY = {
-    "rewardModel": ONLINE,
-    "preferences": FROM_PREFERENCES,
-    "demonstrations": frozenset({Algorithm.SFT}),
-    "teacher": frozenset({Algorithm.DISTILLATION}),
-}
 
 
 class PolicyTraining(Spec):

@@ -1,8 +1,11 @@
-"""Which inputs an algorithm lives on: a missing one is refused with its remedy, and so is one that would be ignored."""
+"""What an algorithm lives on: a missing input is refused with its remedy, and so are inputs and fields that would be
+ignored."""
 
 from __future__ import annotations
 
-from rlhf_trainer.config import ONLINE, READ_BY, Algorithm, Evaluation, Opponent, PolicyTraining
+from collections.abc import Set
+
+from rlhf_trainer.config import READ_BY, TRAINING_READ_BY, Algorithm, Evaluation, Opponent, PolicyTraining, is_ignored
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -14,7 +17,7 @@ _REMEDIES = {
     "teacher": "name the policy to learn from, with the tokenizer of spec.policy",
 }
 # Beside READ_BY: who samples replies to prompts while training. The others are judged on them, where there are any.
-_SAMPLES = ONLINE | {Algorithm.DISTILLATION}
+_SAMPLES = TRAINING_READ_BY["samplesPerPrompt"]
 
 
 def check_needs(config: AttemptConfig, training: PolicyTraining) -> None:
@@ -25,27 +28,29 @@ def check_needs(config: AttemptConfig, training: PolicyTraining) -> None:
         if algorithm in readers and located is None:
             raise Invalid(f"spec.{name} is missing: {algorithm.value} learns from it; {_REMEDIES[name]}")
         if located is not None and algorithm not in readers and name in READ_BY:
-            users = ", ".join(other.value for other in Algorithm if other in readers)
             raise Invalid(
                 f"spec.{name} is given, but {algorithm.value} makes no use of it; remove it, "
-                f"or set training.algorithm to one of {users}"
+                f"or set training.algorithm to one of {_named(readers)}"
             )
-    if algorithm not in ONLINE:
-        _check_offline(training)
+    check_fields(training)
     _check_evaluation(config, config.evaluation or Evaluation(), algorithm)
 
 
-def _check_offline(training: PolicyTraining) -> None:
-    """Settings that only sampling against a reward could honour."""
-    ignored = {"constraints": bool(training.constraints), "overlong": training.overlong is not None}
-    if training.algorithm is not Algorithm.DISTILLATION:
-        ignored["samplesPerPrompt"] = training.samples_per_prompt > 1
-    for field, given in ignored.items():
-        if given:
-            raise Invalid(
-                f"training.{field} is given, but {training.algorithm.value} makes no use of it; remove it, "
-                "or choose an algorithm that samples against a reward model"
+def check_fields(training: PolicyTraining) -> None:
+    """Raises Invalid naming every field that was set for nothing."""
+    ignored = {field: readers for field, readers in TRAINING_READ_BY.items() if is_ignored(training, field)}
+    if ignored:
+        raise Invalid(
+            "; ".join(
+                f"leave out training.{field}: {training.algorithm.value} does not read it, {_named(readers)} would"
+                for field, readers in ignored.items()
             )
+        )
+
+
+def _named(algorithms: Set[Algorithm]) -> str:
+    """In the order in which the enum lists them."""
+    return ", ".join(algorithm.value for algorithm in Algorithm if algorithm in algorithms)
 
 
 def _check_evaluation(config: AttemptConfig, evaluation: Evaluation, algorithm: Algorithm) -> None:

@@ -1,7 +1,7 @@
 """What must hold between the fields of a PolicyOptimizationJob: each rule once, for API server and operator.
 
-An algorithm gets exactly the inputs it reads. What it would ignore is refused, because a user who names it believes
-that it acts.
+An algorithm gets exactly the inputs and fields it reads. What it would ignore is refused, because a user who names
+it believes that it acts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_operator.api.policy_rules.judging import EVALUATION
-from rlhf_operator.api.policy_rules.learning import BLOCKS, INPUTS, SAMPLING
+from rlhf_operator.api.policy_rules.learning import FIELDS, INPUTS, SAMPLING
 from rlhf_operator.api.policy_rules.objective import CONSTRAINTS, DISTILLATION, POLICY_GRADIENT
 from rlhf_operator.api.policy_rules.rule import Rule, one_of
 
@@ -20,10 +20,10 @@ __all__ = ["RULES", "Rule", "broken", "one_of"]
 
 RULES: tuple[Rule, ...] = (
     *INPUTS,
+    *FIELDS,
     *SAMPLING,
     *POLICY_GRADIENT,
     *CONSTRAINTS,
-    *BLOCKS,
     *DISTILLATION,
     *EVALUATION,
 )

@@ -1,21 +1,24 @@
-"""What an algorithm learns from: exactly the inputs and blocks it reads, sampled as it can use them."""
+"""What an algorithm learns from: exactly the inputs and fields it reads, sampled as it can use them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
-from rlhf_operator.api.policy_rules.rule import FROM_TEXTS, Rule, names, one_of
-from rlhf_trainer.config import DPO, GROUPED, GRPO, KTO, ONLINE, READ_BY, Algorithm, Distillation, Spec
+from rlhf_operator.api.policy_rules.rule import Rule, names, one_of
+from rlhf_trainer.config import (
+    GROUPED,
+    READ_BY,
+    TRAINING_READ_BY,
+    Algorithm,
+    PolicyTraining,
+    is_ignored,
+)
 
 if TYPE_CHECKING:
     from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
 
-_BLOCKS: tuple[tuple[str, type[Spec], frozenset[Algorithm]], ...] = (
-    ("grpo", GRPO, frozenset({Algorithm.GRPO})),
-    ("dpo", DPO, frozenset({Algorithm.DPO})),
-    ("kto", KTO, frozenset({Algorithm.KTO})),
-    ("distillation", Distillation, frozenset({Algorithm.DISTILLATION})),
-)
+_DEFAULTS = PolicyTraining().model_dump(mode="json", by_alias=True)
 
 
 def _input_rules(field: str, readers: frozenset[Algorithm]) -> tuple[Rule, Rule]:
@@ -41,16 +44,27 @@ def _input_rules(field: str, readers: frozenset[Algorithm]) -> tuple[Rule, Rule]
     )
 
 
-def _block_rule(block: str, model: type[Spec], readers: frozenset[Algorithm]) -> Rule:
-    """A block of another algorithm is at its defaults."""
-    defaults = model().model_dump(mode="json", by_alias=True)
-    same = " && ".join(f"self.training.{block}.{name} == {value!r}" for name, value in defaults.items())
+def _field_rule(field: str, readers: frozenset[Algorithm]) -> Rule:
+    """A field or block that others read is at its default, which the API server has filled in."""
+    default = reduce(dict.__getitem__, field.split("."), _DEFAULTS)
+    verb = "reads" if len(readers) == 1 else "read"
     return Rule(
-        f"{one_of(readers)} || ({same})",
-        lambda spec: spec.training.algorithm in readers or getattr(spec.training, block) == model(),
-        f"training.{block} is read by {names(readers)} alone: remove it, or choose that training.algorithm",
-        f".training.{block}",
+        f"{one_of(readers)} || ({_equal(f'self.training.{field}', default)})",
+        lambda spec: not is_ignored(spec.training, field),
+        f"only {names(readers)} {verb} training.{field}: leave it out, or choose another training.algorithm",
+        f".training.{field}",
     )
+
+
+def _equal(path: str, default: Any) -> str:
+    """In CEL: what is at the path is this JSON value."""
+    if isinstance(default, dict):
+        return " && ".join(_equal(f"{path}.{name}", value) for name, value in default.items())
+    if default is None:
+        return f"!has({path})"
+    if default == []:
+        return f"!has({path}) || size({path}) == 0"
+    return f"{path} == {str(default).lower() if isinstance(default, bool) else repr(default)}"
 
 
 INPUTS = tuple(rule for field, readers in READ_BY.items() for rule in _input_rules(field, readers))
@@ -63,18 +77,6 @@ SAMPLING = (
         ".training.samplesPerPrompt",
     ),
     Rule(
-        f"!({one_of(FROM_TEXTS)}) || self.training.samplesPerPrompt == 1",
-        lambda spec: spec.training.algorithm not in FROM_TEXTS or spec.training.samples_per_prompt == 1,
-        f"{names(FROM_TEXTS)} sample nothing while training: remove training.samplesPerPrompt",
-        ".training.samplesPerPrompt",
-    ),
-    Rule(
-        f"!has(self.training.overlong) || {one_of(ONLINE)}",
-        lambda spec: spec.training.overlong is None or spec.training.algorithm in ONLINE,
-        f"training.overlong lowers the reward of long responses, so it goes with {names(ONLINE)}: remove it",
-        ".training.overlong",
-    ),
-    Rule(
         "!has(self.training.overlong) || self.training.overlong.start < self.training.generation.maxNewTokens",
         lambda spec: (
             spec.training.overlong is None or spec.training.overlong.start < spec.training.generation.max_new_tokens
@@ -84,4 +86,4 @@ SAMPLING = (
     ),
 )
 
-BLOCKS = tuple(_block_rule(*block) for block in _BLOCKS)
+FIELDS = tuple(_field_rule(field, readers) for field, readers in TRAINING_READ_BY.items())

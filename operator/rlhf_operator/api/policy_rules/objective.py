@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf_operator.api.policy_rules.rule import CONSTRAINED, Rule, names, one_of
+from rlhf_operator.api.policy_rules.rule import Rule
 from rlhf_trainer.config import (
-    Algorithm,
     Constraint,
     Cost,
-    Critic,
     DistillationMode,
     Divergence,
     KLEstimator,
@@ -56,24 +54,9 @@ POLICY_GRADIENT = (
         "3 is usual, or remove it",
         ".training.ppo.dualClip",
     ),
-    Rule(
-        f"self.training.algorithm == 'PPO' || ({_PPO}.critic == 'shared' && {_PPO}.criticWarmupSteps == 0)",
-        lambda spec: (
-            spec.training.algorithm is Algorithm.PPO
-            or (spec.training.ppo.critic is Critic.SHARED and spec.training.ppo.critic_warmup_steps == 0)
-        ),
-        "only PPO has a critic: remove training.ppo.critic and training.ppo.criticWarmupSteps",
-        ".training.ppo",
-    ),
 )
 
 CONSTRAINTS = (
-    Rule(
-        f"!has(self.training.constraints) || size(self.training.constraints) == 0 || {one_of(CONSTRAINED)}",
-        lambda spec: not spec.training.constraints or spec.training.algorithm in CONSTRAINED,
-        f"training.constraints are held by {names(CONSTRAINED)}: remove them, or choose one of these algorithms",
-        ".training.constraints",
-    ),
     Rule(
         _EACH_CONSTRAINT.format("self.training.constraints.exists_one(d, d.cost == c.cost)"),
         lambda spec: len({c.cost for c in spec.training.constraints}) == len(spec.training.constraints),

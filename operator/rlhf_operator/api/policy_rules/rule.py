@@ -1,4 +1,4 @@
-"""One rule, said twice, and the sets of algorithms that rules speak of."""
+"""One rule, said twice, and how rules speak of algorithms."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_operator.api.meta import Cel
-from rlhf_trainer.config import FROM_PREFERENCES, ONLINE, Algorithm
+from rlhf_trainer.config import Algorithm
 
 if TYPE_CHECKING:
     from rlhf_operator.api.policy_optimization_job import PolicyOptimizationJobSpec
-
-FROM_TEXTS = FROM_PREFERENCES | {Algorithm.SFT}  # nothing is sampled while training
-CONSTRAINED = ONLINE - {Algorithm.BEST_OF_N}  # a policy gradient to put multipliers in
 
 
 @dataclass(frozen=True)
