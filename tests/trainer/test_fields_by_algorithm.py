@@ -23,7 +23,8 @@ from tests.training_fields import FIELDS, IN_LOSS, OTHER, entry_of, readers_of, 
 
 # Read under algorithms that then make nothing of it: one sample per text, multipliers that only reorder samples.
 READ_IN_VAIN = {"samplesPerPrompt", "constraints"}
-CHECKS = ("rlhf_trainer.config", "rlhf_trainer.preflight", "rlhf_trainer.loops.policy_needs")
+# Where fields are only checked, or sample replies for the gate after training.
+ASIDE = tuple(f"rlhf_trainer.{name}" for name in ("config", "preflight", "loops.policy_needs", "loops.policy_gate"))
 
 
 @pytest.mark.parametrize("field", OTHER)
@@ -75,13 +76,13 @@ def test_a_run_reads_the_fields_that_the_table_says(algorithm: Algorithm, world:
 
 @contextmanager
 def recorded() -> Iterator[set[str]]:
-    """The fields of a policy's training that are read meanwhile, but for where they are only checked."""
+    """The fields of a policy's training that training reads meanwhile."""
     read: set[str] = set()
     paths = {held: path for path, held in FIELDS.items()}
 
     def reading(self: Spec, name: str) -> Any:
         path = paths.get((type(self), name))
-        if path is not None and not sys._getframe(1).f_globals["__name__"].startswith(CHECKS):
+        if path is not None and not sys._getframe(1).f_globals["__name__"].startswith(ASIDE):
             read.add(path)
         return object.__getattribute__(self, name)
 
