@@ -17,11 +17,12 @@ from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops import policy_inputs, reward_inputs
 from rlhf_trainer.loops.common import Session, StopSignal
 from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, count_parameters, training_bytes
+from rlhf_trainer.preflight_training import check_training
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
 from rlhf_trainer.wire import AttemptConfig, Located
 from tests.trainer import offline_world, ppo_world, training_world
-from tests.trainer.ppo_world import PolicyWorld
+from tests.trainer.ppo_world import PolicyWorld, training_of
 from tests.trainer.training_world import TinyWorld, preference_rows, write_rows
 
 
@@ -151,3 +152,17 @@ def test_memory_by_zero_stage(
     caplog.clear()
     preflight.warn_of_memory(tmp_path, 1, 3, 2)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("algorithm", "rows"), [("GRPO", 16), ("BestOfN", 8), ("Distillation", 16)])
+def test_a_micro_batch_divides_the_rows_that_gradients_come_from(algorithm: str, rows: int) -> None:
+    """Best of n learns from one of the samples of a prompt, the others from all."""
+
+    def check(micro: int) -> None:
+        fields = {"algorithm": algorithm, "prompts_per_step": 8, "samples_per_prompt": 2, "micro_batch_size": micro}
+        training = training_of(**fields, ppo={"mini_batches": 1})
+        check_training(PolicyWorld(*[Path("/world")] * 4).config(Path("/out"), training=training))
+
+    check(rows)
+    with pytest.raises(Invalid, match=rf"microBatchSize is {2 * rows}, which does not divide the {rows} rows"):
+        check(2 * rows)

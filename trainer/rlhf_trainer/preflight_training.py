@@ -51,6 +51,13 @@ def check_training(config: AttemptConfig) -> None:
         _check_policy(config.policy_training, config.world_size)
 
 
+def learnt_rows(training: PolicyTraining) -> int:
+    """Rows of a step that gradients come from, over all ranks."""
+    if training.algorithm is Algorithm.BEST_OF_N:
+        return training.prompts_per_step
+    return training.prompts_per_step * training.samples_per_prompt
+
+
 def check_batch(rows_per_step: int, world_size: int, mini_batches: int, field: str) -> None:
     """``rows_per_step`` must divide over ranks and mini batches."""
     parts = world_size * mini_batches
@@ -84,8 +91,7 @@ def _check_policy(training: PolicyTraining, world_size: int) -> None:
     online = training.algorithm in ONLINE
     mini_batches = training.ppo.mini_batches if online else 1
     check_batch(training.prompts_per_step, world_size, mini_batches, "promptsPerStep")
-    rows = training.prompts_per_step // mini_batches // world_size * (training.samples_per_prompt if online else 1)
-    check_micro_batch(rows, training.micro_batch_size)
+    check_micro_batch(learnt_rows(training) // mini_batches // world_size, training.micro_batch_size)
     if online and training.generation.temperature < _LOWEST_TEMPERATURE:
         raise Invalid(
             f"training.generation.temperature is {training.generation.temperature:g}: nearly greedy sampling explores "

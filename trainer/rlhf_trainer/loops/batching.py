@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from rlhf_trainer.config import Algorithm, PolicyTraining
+from rlhf_trainer.config import PolicyTraining
 from rlhf_trainer.engine import EngineOptions
 from rlhf_trainer.exits import Invalid
+from rlhf_trainer.preflight_training import learnt_rows
 
 _TOKENS_PER_PASS = 32_768  # of one rank: bounds the activations of a backward pass
-
-
-def learnt_rows(training: PolicyTraining) -> int:
-    """Rows of a step that gradients come from, over all ranks."""
-    if training.algorithm is Algorithm.BEST_OF_N:
-        return training.prompts_per_step
-    return training.prompts_per_step * training.samples_per_prompt
 
 
 def engine_options(training: PolicyTraining, world_size: int) -> EngineOptions:

@@ -23,6 +23,7 @@ from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.whole import WholeWeights
+from rlhf_trainer.preflight_training import learnt_rows
 
 
 class OfflineTrainer(ABC):
@@ -90,7 +91,7 @@ class OfflineTrainer(ABC):
         return self.world.size * len(self.engine.micro_batches())
 
     def _engine_options(self) -> EngineOptions:
-        rows = self.training.prompts_per_step * self.training.samples_per_prompt
+        rows = learnt_rows(self.training)
         return EngineOptions(
             zero_stage=self.training.deepspeed.zero_stage,
             learning_rate=self.training.learning_rate,
