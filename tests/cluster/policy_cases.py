@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rlhf_trainer.config import TRAINING_READ_BY
 from tests.cluster.samples import DELETED, example
-from tests.training_fields import OTHER, entry_of, set_to_other
+from tests.training_fields import OTHER, entry_of, readers_of, set_to_other
 
 PPO, GRPO, LAGRANGIAN = "policy-optimization-job", "grpo", "lagrangian"
 DPO, KTO, SFT, DISTILLATION = "dpo", "kto", "sft", "distillation"
@@ -32,15 +31,13 @@ def constraint(**fields: Any) -> dict[str, Any]:
     return {"spec.training.constraints": [{"cost": "incomplete", "limit": 0.1, **fields}]}
 
 
-def unread(entry: str) -> Case:
-    """What this entry of the table is about, set where nobody reads it."""
-    readers, field = TRAINING_READ_BY[entry], next(field for field in OTHER if entry_of(field) == entry)
+def unread(field: str) -> Case:
+    """An example whose algorithm does not read this field, with the field."""
+    entry, readers = entry_of(field), readers_of(field)
     file = next(file for file in FAMILIES if example(file)["spec"]["training"]["algorithm"] not in readers)
     changes = {f"spec.training.{path}": value for path, value in _leaves(set_to_other(field))}
-    at = f"spec.training.{entry}: Invalid value"
-    return Case(
-        f"{entry} for {file}", file, changes, (at, f"training.{entry}: leave it out, or choose another training")
-    )
+    refusal = (f"spec.training.{entry}: Invalid value", f"training.{entry}: leave it out, or choose another training")
+    return Case(f"{field} for {file}", file, changes, refusal)
 
 
 def _leaves(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -106,7 +103,7 @@ POLICY_CASES = [
     Case("a start above the cap", PPO, constraint(initialMultiplier=6), ("initialMultiplier must not exceed",)),
     Case("an unknown cost", PPO, constraint(cost="money"), ("constraints[0].cost", '"safety"')),
     # fields that other algorithms read
-    *map(unread, TRAINING_READ_BY),
+    *map(unread, OTHER),
     Case(
         "sequences in reverse",
         DISTILLATION,

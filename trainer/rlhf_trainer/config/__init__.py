@@ -42,7 +42,7 @@ from rlhf_trainer.config.policy import (
     Overlong,
     PolicyTraining,
 )
-from rlhf_trainer.config.readers import READ_BY, TRAINING_READ_BY, is_ignored, value_of
+from rlhf_trainer.config.readers import READ_BY, TRAINING_READ_BY, is_ignored
 from rlhf_trainer.config.reward_model import (
     Calibration,
     Ensemble,
@@ -116,5 +116,4 @@ __all__ = [
     "Tracking",
     "TrainingGuardrail",
     "is_ignored",
-    "value_of",
 ]

@@ -51,15 +51,15 @@ TRAINING_READ_BY: dict[str, frozenset[Algorithm]] = {
     "distillation": frozenset({Algorithm.DISTILLATION}),
     "constraints": _POLICY_GRADIENT,
 }
+_DEFAULTS = PolicyTraining()
 
 
-def value_of(training: PolicyTraining, field: str) -> Any:
+def _value(training: PolicyTraining, field: str) -> Any:
     """Of a field by its dotted name on the wire."""
     return reduce(getattr, map(to_snake, field.split(".")), training)
 
 
 def is_ignored(training: PolicyTraining, field: str) -> bool:
-    """Whether a field of the table differs from its default (which the API server writes for everybody) for nothing."""
-    return training.algorithm not in TRAINING_READ_BY[field] and value_of(training, field) != value_of(
-        PolicyTraining(), field
-    )
+    """Whether this field of the table was set for nothing; the API server sets defaults for everybody."""
+    unread = training.algorithm not in TRAINING_READ_BY[field]
+    return unread and _value(training, field) != _value(_DEFAULTS, field)
