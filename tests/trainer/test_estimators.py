@@ -236,11 +236,15 @@ def test_best_of_n_is_the_cross_entropy_of_the_chosen_rows() -> None:
     assert (found["policyLoss"], found["tokens"], found["clipFraction"]) == (1.0, 7, 0)
 
 
-def test_sampler_corrections_weigh_the_policy_and_not_the_values() -> None:
-    remote = training_of(generation={"max_new_tokens": 4, "engine": "vllm"})
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_sampler_corrections_weigh_policy_and_kl_and_not_the_values(estimator: str) -> None:
+    loss = {"placement": "loss", "estimator": estimator}
+    remote = training_of(kl=loss, generation={"max_new_tokens": 4, "engine": "vllm"})
     foreign = {"given": {"sampled": (-1.0 + math.log(0.8)) * MASK}}
-    plain, weighed = losses(training_of(), shift=0.0), losses(remote, shift=0.0, **foreign)
-    assert weighed["policyLoss"] == pytest.approx(1.25 * plain["policyLoss"])
+    plain, weighed = losses(training_of(kl=loss), kl=0.5), losses(remote, kl=0.5, **foreign)
+    for name in ("policyLoss", "klLoss", "gradient"):
+        assert weighed[name] == pytest.approx(1.25 * plain[name])
+        assert abs(plain[name]) > 0.1
     assert weighed["valueLoss"] == pytest.approx(plain["valueLoss"])
 
 
