@@ -22,7 +22,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "RLOO": {"algorithm": "RLOO"},
     "REINFORCE++": {"algorithm": "ReinforcePlusPlus"},
 }
-KEEP_SCALE = ("PPO", "GRPO-none", "RLOO")  # where a KL term of the loss meets advantages in units of reward
+# Where a KL term of the loss meets advantages in units of reward.
+KEEP_SCALE = {name: ALGORITHMS[name] for name in ("PPO", "GRPO-none", "RLOO")}
+KEEP_SCALE["REINFORCE++-plain"] = {"algorithm": "ReinforcePlusPlus", "ppo": PLAIN}
 
 
 def value(played: Played) -> tuple[float, float]:
@@ -45,7 +47,7 @@ def test_kl_in_the_reward_reaches_the_closed_form_optimum(name: str) -> None:
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("name", KEEP_SCALE)
 def test_k2_and_weighted_k3_in_the_loss_reach_it_too(name: str, estimator: str) -> None:
-    training = training_of(**ALGORITHMS[name], kl={"placement": "loss", "estimator": estimator})
+    training = training_of(**KEEP_SCALE[name], kl={"placement": "loss", "estimator": estimator})
     assert play(training).distance() < 0.01
 
 
