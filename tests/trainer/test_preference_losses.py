@@ -1,7 +1,8 @@
 """DPO, cDPO, IPO and KTO against hand values and their closed-form optima, with negative controls.
 
 Under Bradley-Terry labels of a reward r, DPO's optimum is pi* ∝ pi_ref exp(r / beta), whatever responses were
-compared. It is played through a real language model whose every token is a whole reply.
+compared. cDPO's and IPO's on the same labels have no closed form and are solved for. All are played through a real
+language model whose every token is a whole reply.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from rlhf_trainer.algos.kto import kto_losses, mismatched, reference_point
 from rlhf_trainer.algos.preference import dpo_losses, ipo_losses, margins
+from rlhf_trainer.config import DPO, PreferenceLoss
+from rlhf_trainer.loops.preference import pair_losses
 from rlhf_trainer.models.policy import score_tokens
 from tests.trainer.bandit import ARMS, EVERY_ARM, REWARDS, language_model, log_policy
 
@@ -97,23 +100,32 @@ def bradley_terry_shares() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return seen // ARMS, seen % ARMS, count[seen], (won / count.clamp_min(1))[seen]
 
 
-def distance_after_dpo(*, beta: float = BETA, anchored: bool = True, steps: int = STEPS) -> float:
-    """KL(pi‖pi*) of the optimum for BETA after training on the sampled pairs."""
+def trained(dpo: DPO, *, anchored: bool = True, steps: int = STEPS) -> Tensor:
+    """log pi of every arm after training on the sampled pairs."""
     policy, reference = language_model(), language_model().requires_grad_(False)
     anchor = log_policy(reference) if anchored else torch.zeros(ARMS)
-    optimum = torch.log_softmax(log_policy(reference) + REWARDS / BETA, -1)
     a, b, count, share = bradley_terry_shares()
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, max(1, steps))
     for _ in range(steps):
         optimizer.zero_grad()
         now = score_tokens(policy, EVERY_ARM, 1.0).logprobs.sum(dim=1)
-        losses = dpo_losses(margins(now[a], now[b], anchor[a], anchor[b]), share, beta=beta)
+        losses = pair_losses(margins(now[a], now[b], anchor[a], anchor[b]), share, dpo)
         torch.autograd.backward((losses * count).sum() / count.sum())
         optimizer.step()
         schedule.step()
-    now = log_policy(policy)
-    return float((now.exp() * (now - optimum)).sum())
+    return log_policy(policy)
+
+
+def distance(now: Tensor, log_ratio: Tensor) -> float:
+    """KL(pi‖pi*) with pi* ∝ pi_ref exp(log_ratio)"""
+    best = torch.log_softmax(log_policy(language_model()) + log_ratio, -1)
+    return float((now.exp() * (now - best)).sum())
+
+
+def distance_after_dpo(*, beta: float = BETA, anchored: bool = True, steps: int = STEPS) -> float:
+    """From the optimum for BETA."""
+    return distance(trained(DPO(beta=beta), anchored=anchored, steps=steps), REWARDS / BETA)
 
 
 def test_dpo_on_sampled_preferences_reaches_the_closed_form_optimum() -> None:
@@ -124,6 +136,36 @@ def test_dpo_on_sampled_preferences_reaches_the_closed_form_optimum() -> None:
 @pytest.mark.parametrize("wrong", [{"anchored": False}, {"beta": 0.2}], ids=["no reference", "another beta"])
 def test_without_its_reference_or_with_another_beta_it_ends_elsewhere(wrong: dict[str, float]) -> None:
     assert distance_after_dpo(**wrong) > 0.05  # type: ignore[arg-type]
+
+
+def solved(slope: Callable[[Tensor, Tensor], Tensor], curvature: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-ratio of every arm where a loss of the sampled pairs is least, by Newton's method on the ratios themselves.
+
+    ``slope`` (margins, shares) and ``curvature`` (margins) of the loss of one pair are given by hand.
+    """
+    a, b, count, share = (each.double() for each in bradley_terry_shares())
+    arms = torch.eye(ARMS, dtype=torch.float64)
+    difference = arms[a.long()] - arms[b.long()]
+    found = torch.zeros(ARMS, dtype=torch.float64)
+    for _ in range(12):
+        margin = difference @ found
+        hessian = difference.T @ ((count * curvature(margin))[:, None] * difference)
+        found = found - torch.linalg.pinv(hessian) @ (difference.T @ (count * slope(margin, share)))
+    return found.float()
+
+
+def test_cdpo_and_ipo_on_sampled_preferences_reach_their_own_optima() -> None:
+    """cDPO believes a tenth of the labels flipped; IPO draws each pair to (2 p - 1) / (2 tau)."""
+    cdpo = trained(DPO(beta=BETA, label_smoothing=0.1), steps=100)
+    ipo = trained(DPO(loss=PreferenceLoss.IPO, beta=BETA), steps=100)
+    smoothed = solved(
+        lambda h, p: BETA * (torch.sigmoid(BETA * h) - (0.9 * p + 0.1 * (1 - p))),
+        lambda h: BETA**2 * torch.sigmoid(BETA * h) * torch.sigmoid(-BETA * h),
+    )
+    squared = solved(lambda h, p: 2 * (h - (2 * p - 1) / (2 * BETA)), lambda h: torch.full_like(h, 2.0))
+    assert distance(cdpo, smoothed) < 1e-4
+    assert distance(ipo, squared) < 1e-4
+    assert min(distance(each, REWARDS / BETA) for each in (cdpo, ipo)) > 0.005  # which are not DPO's
 
 
 GOOD_AND_BAD = torch.tensor([True, False])
