@@ -42,20 +42,21 @@ def as_a_loss(name: str, estimator: Callable[..., Any]) -> float:
 
 
 def saddle_point() -> float:
-    _, best = lagrangian.optimum(BETA)
-    training = training_of(algorithm="PPO", constraints=[lagrangian.CONSTRAINT])
-    policy = log_policy(play(training, costs=lagrangian.COSTS, steps=300).policy)
+    _, best = lagrangian.optimum(Cost.SAFETY)
+    training = training_of(algorithm="PPO", constraints=[lagrangian.constraint(Cost.SAFETY)])
+    policy = log_policy(play(training, costs=lagrangian.COSTS).policy)
     return float((policy.exp() * (policy - best)).sum())
 
 
 def multiplier_error() -> float:
-    exact, _ = lagrangian.optimum(BETA)
-    training = training_of(algorithm="PPO", constraints=[lagrangian.CONSTRAINT])
-    return abs(play(training, costs=lagrangian.COSTS, steps=300).constraints.multipliers[Cost.SAFETY] - exact)
+    exact, _ = lagrangian.optimum(Cost.SAFETY)
+    training = training_of(algorithm="PPO", constraints=[lagrangian.constraint(Cost.SAFETY)])
+    found = play(training, costs=lagrangian.COSTS).constraints.multipliers
+    return abs(found[Cost.SAFETY] - exact[Cost.SAFETY])
 
 
 def unconstrained() -> float:
-    _, best = lagrangian.optimum(BETA)
+    _, best = lagrangian.optimum(Cost.SAFETY)
     policy = log_policy(play(training_of(algorithm="RLOO"), costs=lagrangian.COSTS).policy)
     return float((policy.exp() * (policy - best)).sum())
 

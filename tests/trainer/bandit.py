@@ -7,7 +7,7 @@ nothing, and all of them must meet at the same closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_trainer.config import PolicyTraining
+from rlhf_trainer.config import Cost, PolicyTraining
 from rlhf_trainer.loops.constraints import Constraints
 from rlhf_trainer.loops.estimators import Prices, estimate, kl_loss_coefficient
 from rlhf_trainer.loops.objective import Objective, Slice
@@ -24,6 +24,7 @@ from rlhf_trainer.models.policy import Batch, reference_logprobs, score_tokens
 from tests.trainer.ppo_world import experience_of
 
 ARMS, BETA, STEPS = 16, 0.15, 200
+REPLIES = 400  # that show constraints a mean cost
 PROMPT = (3, 1)
 REWARDS = 2.0 * torch.rand(ARMS, generator=torch.Generator().manual_seed(1))
 EVERY_ARM = Batch.of([PROMPT] * ARMS, [[arm] for arm in range(ARMS)], 0, torch.device("cpu"))
@@ -75,12 +76,13 @@ class Played:
 def play(
     training: PolicyTraining,
     *,
-    costs: Tensor | None = None,
+    costs: Mapping[Cost, Tensor] | None = None,
     extra: LossTerm | None = None,
     steps: int = STEPS,
     rate: float = 0.02,
 ) -> Played:
-    """``costs`` (ARMS,) are those of a safety constraint; ``extra`` is a term that the trainer refuses to offer."""
+    """``costs`` (ARMS,) are 0 or 1, of safety or incompleteness; ``extra`` is a term that the trainer refuses to
+    offer."""
     policy, reference = language_model(), language_model().requires_grad_(False)
     anchor = reference_logprobs(reference, EVERY_ARM, 1.0)
     constraints = Constraints(training.constraints)
@@ -97,7 +99,7 @@ def play(
             logprobs=old,
             reference=anchor,
             sampled=old,
-            **({} if costs is None else {"violations": costs}),
+            **_costly(costs or {}),
         )
         loss = _loss(training, constraints, experience, logprobs)
         torch.autograd.backward(loss if extra is None else loss + (old.exp() * extra(logprobs, anchor)).sum())
@@ -108,6 +110,12 @@ def play(
         if step >= steps // 2:
             average += old.exp()[:, 0] / (steps - steps // 2)
     return Played(policy, reference, constraints, average)
+
+
+def _costly(costs: Mapping[Cost, Tensor]) -> dict[str, Tensor]:
+    """Fields of an experience that costs as much."""
+    fields = {} if Cost.SAFETY not in costs else {"violations": costs[Cost.SAFETY]}
+    return fields if Cost.INCOMPLETE not in costs else {**fields, "finished": costs[Cost.INCOMPLETE] == 0}
 
 
 def _loss(training: PolicyTraining, constraints: Constraints, experience: Experience, logprobs: Tensor) -> Tensor:
@@ -121,6 +129,8 @@ def _loss(training: PolicyTraining, constraints: Constraints, experience: Experi
 
 
 def _raise_prices(constraints: Constraints, experience: Experience, policy: Tensor) -> None:
-    """Dual ascent on the exact mean cost: one response of that cost."""
-    mean = (policy * experience.violations).sum()
-    constraints.update(experience_of([[0]], [0.0], violations=mean[None]))
+    """Dual ascent on mean costs: replies that all violate by the mean, and of which its share is incomplete."""
+    violations, incomplete = (policy @ cost.float() for cost in (experience.violations, ~experience.finished))
+    finished = (torch.arange(REPLIES) + 0.5) / REPLIES > incomplete
+    shown = experience_of([[0]] * REPLIES, [0.0] * REPLIES, violations=violations.expand(REPLIES), finished=finished)
+    constraints.update(shown)
