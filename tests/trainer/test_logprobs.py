@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_trainer.algos.distillation import forward_kl
+from rlhf_trainer.models import logprobs as logprobs_module
+from rlhf_trainer.models import student as student_module
 from rlhf_trainer.models.logprobs import token_logprobs
 from rlhf_trainer.models.packing import PACKED_TYPES, packs, row_states
-from rlhf_trainer.models.policy import Batch, score_tokens
+from rlhf_trainer.models.policy import ActorCritic, Batch, score_tokens
+from rlhf_trainer.models.student import Student
 from tests.trainer.training_world import run_ranks
 
 CPU = torch.device("cpu")
@@ -133,11 +137,11 @@ SHAPES |= {"num_key_value_heads": 2, "vocab_size": 40, "pad_token_id": 0, "max_p
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 64}
 
 
-def model_of(model_type: str, attention: str = "sdpa") -> Any:
+def model_of(model_type: str, attention: str = "sdpa", **changes: Any) -> Any:
     """A tiny random model whose attention is far from uniform, so that a row that sees another shows."""
     torch.manual_seed(1)
     shapes = GPT2 if model_type == "gpt2" else SHAPES
-    config = AutoConfig.for_model(model_type, bos_token_id=1, eos_token_id=2, **shapes)
+    config = AutoConfig.for_model(model_type, bos_token_id=1, eos_token_id=2, **{**shapes, **changes})
     lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
@@ -164,17 +168,21 @@ def one_by_one(lm: Any) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def left_padded(lm: Any) -> Tensor:
-    """(B, T) by one forward pass of rows padded on the left, pad id 7 (a word), positions from the mask."""
-    width = max(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES, strict=True))
+def padded(lm: Any, side: str) -> Tensor:
+    """(B, T) by one forward pass of rows padded on one side, pad id 7 (a word), positions from the mask."""
     rows = [p + r for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    ids = torch.tensor([[7] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ids, mask = (
+        torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in given], batch_first=True, padding_value=filler, padding_side=side
+        )
+        for given, filler in ((rows, 7), ([[1] * len(row) for row in rows], 0))
+    )
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     logprobs = torch.log_softmax(lm(input_ids=ids, attention_mask=mask, position_ids=positions).logits.float(), -1)
     picked = logprobs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    real = (row[kept.bool()] for row, kept in zip(picked, mask[:, 1:] * mask[:, :-1], strict=True))
     return torch.nn.utils.rnn.pad_sequence(
-        [row[-len(response) :] for row, response in zip(picked, RESPONSES, strict=True)], batch_first=True
+        [row[-len(response) :] for row, response in zip(real, RESPONSES, strict=True)], batch_first=True
     )
 
 
@@ -185,17 +193,45 @@ def gradients(lm: Any, logprobs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("model_type", sorted(PACKED_TYPES))
 def test_single_padded_and_packed_rows_agree(model_type: str) -> None:
-    """Every architecture on the list keeps packed rows apart, in values and gradients."""
+    """Every architecture on the list keeps packed rows apart, and rows from their padding, in values and gradients."""
     lm = model_of(model_type)
     assert packs(lm.base_model)
     alone = one_by_one(lm)
-    packed = score_tokens(lm, whole_batch(), 1.0).logprobs
-    torch.testing.assert_close(packed, alone, atol=2e-4, rtol=1e-4)
-    torch.testing.assert_close(left_padded(lm), alone, atol=2e-4, rtol=1e-4)
-    for own, expected in zip(gradients(lm, packed), gradients(lm, alone), strict=True):
-        assert own is not None
-        scale = float(expected.abs().max()) or 1.0
-        torch.testing.assert_close(own / scale, expected / scale, atol=1e-4, rtol=0)
+    expected = gradients(lm, alone)
+    for found in (score_tokens(lm, whole_batch(), 1.0).logprobs, padded(lm, "left"), padded(lm, "right")):
+        torch.testing.assert_close(found, alone, atol=2e-4, rtol=1e-4)
+        for own, each in zip(gradients(lm, found), expected, strict=True):
+            assert own is not None
+            scale = float(each.abs().max()) or 1.0
+            torch.testing.assert_close(own / scale, each / scale, atol=1e-4, rtol=0)
+
+
+WORDS = 4000
+
+
+def of_actor_critic() -> Tensor:
+    logprobs, values, _ = ActorCritic(model_of("llama", vocab_size=WORDS))(whole_batch(), 0.9)
+    return logprobs.sum() + values.sum()
+
+
+def of_student() -> Tensor:
+    teacher = model_of("llama", vocab_size=WORDS).requires_grad_(False)
+    apart, _ = Student(model_of("llama", vocab_size=WORDS))(whole_batch(), teacher, forward_kl, 0.9)
+    return apart
+
+
+@pytest.mark.parametrize("module", [of_actor_critic, of_student])
+def test_no_module_makes_a_tensor_of_tokens_times_vocabulary(
+    module: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward with their models: nothing is larger than the weights, and the chunks are not kept either.
+    Where one chunk has room for all (control), there is such a tensor."""
+    tokens = sum(map(len, RESPONSES))
+    assert largest_made(module) == tokens * WORDS <= kept(module)
+    monkeypatch.setattr(logprobs_module, "CHUNK_NUMBERS", 4 * WORDS)
+    monkeypatch.setattr(student_module, "_LOGITS_PER_CHUNK", 4 * WORDS)
+    assert largest_made(module) == SHAPES["hidden_size"] * WORDS < tokens * WORDS
+    assert kept(module) < tokens * WORDS
 
 
 def test_rows_that_see_each_other_would_show() -> None:
