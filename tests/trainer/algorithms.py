@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LOSS = {"placement": "loss", "estimator": "k3", "coefficient": 0.1, "target": 0.5, "horizon": 50}
+LOSS = {"placement": "loss", "estimator": "k3", "coefficient": 0.1, "target": 0.15, "horizon": 50}
 LENGTH = {"cost": "length", "limit": 3.0, "window": 16, "learning_rate": 0.05}
 SAFETY = {"cost": "safety", "limit": 0.0, "initial_multiplier": 0.9, "max_multiplier": 1.0}
 

@@ -86,10 +86,11 @@ def runs(world: PolicyWorld, filter_path: Path, tmp_path_factory: pytest.TempPat
     for critic in ("shared", "separate"):
         warming = {"critic": critic, "critic_warmup_steps": 2}
         runs.plan(f"warming-{critic}", steps=2, ppo=warming, constraints=[LENGTH])
-    runs.plan("adapted", steps=2, ppo={"critic": "separate"}, lora={"rank": 2})
+    fixed = {"controller": "fixed", "coefficient": 0.07}
+    runs.plan("adapted", steps=2, ppo={"critic": "separate"}, lora={"rank": 2}, kl=fixed)
     eager = {"epochs": 4, "mini_batches": 2}
-    runs.plan("patient", steps=2, world_size=2, ppo={**eager, "target_kl": 100.0})
-    runs.plan("stopping", steps=2, world_size=2, ppo={**eager, "target_kl": 1e-12})
+    runs.plan("patient", steps=2, world_size=2, ppo={**eager, "target_kl": 100.0}, reward_std_penalty=0.0)
+    runs.plan("stopping", steps=2, world_size=2, ppo={**eager, "target_kl": 1e-12}, reward_std_penalty=1.0)
     runs.plan("odd", micro_batch_size=3)
     runs.plan("unfiltered", constraints=[SAFETY], filtered=False)
     runs.run({f"{name}-stopped": 2 for name in ONLINE})
@@ -176,6 +177,24 @@ def test_constraints_are_priced_in_the_loop(runs: Runs) -> None:
         assert step["lengthMultiplier"] == pytest.approx(expected)
         latest = costs[max(0, index - 1) : index + 1]
         expected += 0.05 * (sum(latest) / len(latest) - 3.0)
+
+
+def test_the_kl_coefficient_follows_the_kl_of_each_step_unless_it_is_fixed(runs: Runs) -> None:
+    """Towards a target of 0.15 nats over a horizon of 50 samples, of which a step has 8."""
+    steps, expected = history(runs.configs["grpo-whole"]), 0.1
+    for step in steps:
+        assert step["klCoefficient"] == pytest.approx(expected)
+        expected *= 1 + max(-0.2, min(0.2, step["kl"] / 0.15 - 1)) * 8 / 50
+    assert {step["kl"] > 0.15 for step in steps} == {True, False}  # and went both ways
+    assert [step["klCoefficient"] for step in history(runs.configs["adapted"])] == [0.07, 0.07]
+
+
+def test_rewards_are_penalised_by_the_disagreement_of_the_ensemble(runs: Runs) -> None:
+    """The same first samples, with a penalty of 0 and of 1 per unit."""
+    lenient, strict = runs.first_step("patient"), runs.first_step("stopping")
+    assert lenient["ensembleStd"] == pytest.approx(strict["ensembleStd"])
+    assert lenient["ensembleStd"] > 0.01
+    assert strict["reward"] == pytest.approx(lenient["reward"] - lenient["ensembleStd"], abs=1e-5)
 
 
 def test_target_kl_ends_the_passes_on_every_rank_together(runs: Runs) -> None:
