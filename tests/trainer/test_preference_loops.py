@@ -6,6 +6,8 @@ the artifact of one that was not.
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,17 @@ def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
         attempt("rest", "halves", attempt=2)
     sequence = training_of("Distillation", distillation={"mode": "sequence"})
     configs["sequence"] = world.config(folder / "sequence", sequence)
-    ipo = training_of("DPO", dpo={"loss": "ipo", "beta": 0.2})
+    # So few rows a step that the loss follows from the other figures of the step.
+    ipo = training_of("DPO", dpo={"loss": "ipo", "beta": 0.2, "label_smoothing": 0.1}, prompts_per_step=1)
     configs["ipo"] = world.config(folder / "ipo", ipo)
+    kto = {"beta": 0.5, "desirable_weight": 0.8, "undesirable_weight": 1.5}
+    configs["kto"] = world.config(folder / "kto", training_of("KTO", kto=kto, prompts_per_step=2))
     return configs
+
+
+def steps_of(result: dict[str, Any]) -> list[dict[str, float]]:
+    path = Path(result["artifact"]["path"]).parent / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def lenient(**changes: Any) -> Evaluation:
@@ -133,4 +143,34 @@ def test_reported_figures_are_those_of_the_algorithm(attempts: dict[str, Any]) -
     assert "divergence" not in attempts["sequence"]["metrics"]
     assert {metric.value for metric in REPORTED[Algorithm.DISTILLATION]} <= attempts["sequence"]["metrics"].keys()
     assert attempts["KTO-zero2"]["metrics"]["referencePoint"] >= 0.0
-    assert attempts["ipo"]["failureClass"] == FailureClass.SUCCESS
+
+
+def test_an_unchanged_policy_prefers_neither_response(attempts: dict[str, Any]) -> None:
+    first = steps_of(attempts["DPO-zero0"])[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (first["kl"], first["rewardMargin"]) == pytest.approx((0.0, 0.0), abs=1e-4)
+    assert first["gradientNorm"] > 1e-3
+    assert steps_of(attempts["KTO-zero0"])[0]["referencePoint"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_ipo_and_its_smoothing_reach_the_loss(attempts: dict[str, Any]) -> None:
+    """One pair a step, a tenth of it flipped: the margins wanted are 1 / (2 tau) and its negative."""
+    for step in steps_of(attempts["ipo"]):
+        margin = step["rewardMargin"] / 0.2
+        assert step["loss"] == pytest.approx(0.9 * (margin - 2.5) ** 2 + 0.1 * (margin + 2.5) ** 2, rel=1e-5)
+    assert abs(margin) > 0.1
+
+
+def test_the_settings_of_kto_reach_the_loss(attempts: dict[str, Any]) -> None:
+    """Where one of a step's two responses was good, the other bad, and the policy had moved."""
+    both = [step for step in steps_of(attempts["kto"])[1:] if step["chosenReward"] and step["rejectedReward"]]
+    for step in both:
+        point = 0.5 * step["referencePoint"]
+        good = 0.8 * (1 - sigmoid(step["chosenReward"] - point))
+        bad = 1.5 * (1 - sigmoid(point - step["rejectedReward"]))
+        assert step["loss"] == pytest.approx((good + bad) / 2, rel=1e-5)
+    assert both
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
