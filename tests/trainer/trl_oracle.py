@@ -1,6 +1,7 @@
 """TRL's trainers on the tiny world, as an independent second opinion on losses and advantages.
 
-Every function returns ours and TRL's numbers on the same recorded batch. TRL is a development dependency alone.
+Every function returns ours and TRL's numbers on the same recorded batch; those of groups of samples are what the loop
+makes of it. TRL is a development dependency alone.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
-from rlhf_trainer.algos import advantages as adv
-from rlhf_trainer.algos import normalization
 from rlhf_trainer.algos.bradley_terry import preference_loss
-from rlhf_trainer.algos.kl import k3_loss
-from rlhf_trainer.algos.ppo import Clip, policy_loss
 from rlhf_trainer.algos.preference import dpo_losses, ipo_losses, margins
-from rlhf_trainer.algos.rewards import sequence_rewards
+from rlhf_trainer.config import PolicyTraining
+from rlhf_trainer.loops.estimators import Prices, Targets, estimate, kl_loss_coefficient
+from rlhf_trainer.loops.objective import Objective, Slice, loss_weights
+from rlhf_trainer.loops.rollout import Experience
 from rlhf_trainer.models.policy import Batch, score_tokens
 from rlhf_trainer.models.reward import RewardMember, to_batch
+from tests.trainer.ppo_world import experience_of
 
 CPU = torch.device("cpu")
-GROUP = 4
+GROUP, LONGEST, KL = 4, 9, 0.2
 PAIRS = [
     {"prompt_ids": [1, 9, 12], "chosen_ids": [20, 21, 22, 2], "rejected_ids": [30, 2]},
     {"prompt_ids": [1, 9, 12, 40, 41], "chosen_ids": [25, 2], "rejected_ids": [31, 33, 35, 37, 2]},
@@ -122,12 +123,13 @@ def recorded_reward(completion_ids: list[list[int]], **_given: Any) -> list[floa
     return [((7 * sum(ids) + len(ids)) % 13) / 4.0 for ids in completion_ids]
 
 
-def sampled(base: Path, folder: Path, kind: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """TRL's trainer and a batch that it generated, with its advantages and reference log-probs."""
+def sampled(base: Path, folder: Path, kind: str, moved: int = 0, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """TRL's trainer and a batch that it generated, with its advantages and log-probs of a reference that may have
+    moved."""
     torch.manual_seed(3)
     trainer_class, config_class = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[kind]
-    fields = {"per_device_train_batch_size": 2 * GROUP, "num_generations": GROUP, "max_completion_length": 9}
-    arguments = config_class(**common(folder), **{**fields, "beta": 0.2, "temperature": 1.0, **options})
+    fields = {"per_device_train_batch_size": 2 * GROUP, "num_generations": GROUP, "max_completion_length": LONGEST}
+    arguments = config_class(**common(folder), **{**fields, "beta": KL, "temperature": 1.0, **options})
     prompts = [{"prompt": text} for text in ("hello refund", "hello delivery refund glad")]
     trainer = trainer_class(
         str(base),
@@ -136,18 +138,22 @@ def sampled(base: Path, folder: Path, kind: str, **options: Any) -> tuple[Any, d
         train_dataset=Dataset.from_list(prompts),
         processing_class=AutoTokenizer.from_pretrained(base),
     )
+    if moved:
+        trainer.ref_model.load_state_dict(causal(base, moved).state_dict())
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     record = trainer._generate_and_score_completions([row for row in prompts for _ in range(GROUP)])
     return trainer, record
 
 
-def our_batch(record: dict[str, Any]) -> Batch:
-    def rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
-        return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+def real(record: dict[str, Any], part: str) -> list[list[int]]:
+    """Token ids of the batch's prompts or completions without padding."""
+    rows = zip(record[f"{part}_ids"], record[f"{part}_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
 
-    prompts = rows(record["prompt_ids"], record["prompt_mask"])
-    return Batch.of(prompts, rows(record["completion_ids"], record["completion_mask"]), 0, CPU)
+
+def our_batch(record: dict[str, Any]) -> Batch:
+    return Batch.of(real(record, "prompt"), real(record, "completion"), 0, CPU)
 
 
 def cut(record: dict[str, Any]) -> Batch:
@@ -157,10 +163,26 @@ def cut(record: dict[str, Any]) -> Batch:
     return our_batch(record)
 
 
-def rewards_of(batch: Batch) -> Tensor:
-    rows, _ = batch.tokens
-    parts = [batch.targets()[rows == row].tolist() for row in range(len(batch.ids))]
-    return torch.tensor(recorded_reward(parts))
+def training_of(algorithm: str, **changes: Any) -> PolicyTraining:
+    """As TRL is configured in ``sampled``."""
+    fields = {
+        "algorithm": algorithm,
+        "prompts_per_step": 2,
+        "samples_per_prompt": GROUP,
+        "generation": {"max_new_tokens": LONGEST},
+        "missing_eos_penalty": 0.0,
+    }
+    return PolicyTraining.model_validate({**fields, **changes})
+
+
+def our_loss(
+    training: PolicyTraining, experience: Experience, targets: Targets, batch: Batch, logprobs: Tensor
+) -> Tensor:
+    """The loop's loss of a batch as one mini batch; its replies may be cut shorter than they were in ``experience``."""
+    weights = loss_weights(batch.lengths, batch.width, training)
+    part = Slice.of(experience, targets, weights, targets.rows.tolist(), batch.width, CPU)
+    objective = Objective(training, kl_loss_coefficient(training, Prices(KL)))
+    return objective(logprobs, torch.zeros_like(logprobs), part).total
 
 
 def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -168,11 +190,9 @@ def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tupl
     trainer, record = sampled(
         base, folder, "grpo", loss_type=loss_type, scale_rewards=scale, use_bias_correction_kl=True, epsilon=0.1
     )
-    rewards = rewards_of(our_batch(record))
+    scores = recorded_reward(real(record, "completion"))
     batch = cut(record)
     mask = batch.mask()
-    relative = {"group": adv.group_relative, "batch": adv.batch_relative, "none": adv.centred}[scale]
-    ours = relative(rewards, GROUP)
     reference = score_tokens(causal(base), batch, 1.0).logprobs.detach()
     old = reference + 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(9)) * mask
     record["old_per_token_logps"] = old
@@ -180,16 +200,18 @@ def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tupl
     policy = trainer.model
     policy.load_state_dict(causal(base, moved=2).state_dict())
     theirs = trainer._compute_loss(policy, record)
-    logprobs = score_tokens(policy, batch, 1.0).logprobs
-    weights = {
-        "grpo": lambda: normalization.per_sequence(batch.lengths, batch.width),
-        "dapo": lambda: normalization.per_token(batch.lengths, batch.width),
-        "dr_grpo": lambda: normalization.per_max_length(batch.lengths, batch.width, 9),
-    }[loss_type]()
-    surrogate = policy_loss(logprobs, old, ours[:, None] * mask, weights, Clip(0.1, 0.1)).loss
-    loss = surrogate + 0.2 * (k3_loss(logprobs, reference, old) * weights).sum()
+    training = training_of(
+        "GRPO",
+        grpo={"scale": scale},
+        kl={"placement": "loss", "estimator": "k3"},
+        loss_normalization={"grpo": "sequence", "dapo": "token", "dr_grpo": "maxLength"}[loss_type],
+        ppo={"clip": 0.1},
+    )
+    experience = experience_of(real(record, "completion"), scores, logprobs=old, sampled=old, reference=reference)
+    targets = estimate(experience, training, Prices(KL))
+    loss = our_loss(training, experience, targets, batch, score_tokens(policy, batch, 1.0).logprobs)
     return {
-        "advantages": (ours, record["advantages"]),
+        "advantages": (targets.advantages[:, 0], record["advantages"]),
         "reference": (reference, record["ref_per_token_logps"] * mask),
         "loss": (loss.detach(), theirs.detach()),
         "gradient": (gradients(policy, loss), gradients(policy, theirs)),
@@ -197,21 +219,23 @@ def grpo(base: Path, folder: Path, loss_type: str, scale: str) -> dict[str, tupl
 
 
 def rloo(base: Path, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Advantages, and the gradient of the first update. Later updates differ by design: TRL
-    clips one ratio per reply, we clip one per token."""
-    trainer, record = sampled(base, folder, "rloo")
-    whole, policy = our_batch(record), trainer.model
-    before = score_tokens(policy, whole, 1.0).logprobs.detach()
-    still = sequence_rewards(rewards_of(whole), torch.zeros_like(before), whole.lengths, kl_coefficient=0.2)
-    advantages = adv.leave_one_out(still, GROUP)  # the policy is its reference, so the KL is 0
+    """Advantages with the KL to a reference elsewhere in the reward, and the gradient of the first update. Later
+    updates differ by design: TRL clips one ratio per reply, we clip one per token."""
+    trainer, record = sampled(base, folder, "rloo", moved=3)
+    training, policy, whole = training_of("RLOO", loss_normalization="maxLength"), trainer.model, our_batch(record)
+    responses = real(record, "completion")
+    before, reference = (score_tokens(lm, whole, 1.0).logprobs.detach() for lm in (policy, causal(base, moved=3)))
+    experience = experience_of(
+        responses, recorded_reward(responses), logprobs=before, sampled=before, reference=reference
+    )
+    targets = estimate(experience, training, Prices(KL))
     recorded = record["old_logps"]
     batch = cut(record)
     logprobs = score_tokens(policy, batch, 1.0).logprobs
     record["old_logps"] = logprobs.detach().sum(dim=1)
-    weights = normalization.per_max_length(batch.lengths, batch.width, 9) * 9  # the sum over a reply's tokens
-    loss = policy_loss(logprobs, logprobs.detach(), advantages[:, None] * batch.mask(), weights, Clip(0.2, 0.2)).loss
+    loss = LONGEST * our_loss(training, experience, targets, batch, logprobs)  # TRL sums over a reply's tokens
     return {
-        "advantages": (advantages, record["advantages"]),
+        "advantages": (targets.advantages[:, 0], record["advantages"]),
         "old": (before.sum(dim=1), recorded),
         "gradient": (gradients(policy, loss), gradients(policy, trainer._compute_loss(policy, record))),
     }
