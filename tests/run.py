@@ -39,7 +39,7 @@ LINT = (
     Step("generate", "CRDs, RBAC and references match the code", (PYTHON, "-m", "rlhf_operator.generate", "--check")),
 )
 # Whole files to each process: what a file's tests share is made once.
-SPREAD = ("-n", WORKERS, "--dist", "loadfile")
+SPREAD = ("-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder")
 UNIT = (Step("unit and property", "pure tests", pytest(*SPREAD, "tests/unit", "tests/property")),)
 TIERS: dict[str, tuple[Step, ...]] = {
     "lint": LINT,
