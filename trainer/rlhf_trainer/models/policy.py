@@ -62,11 +62,6 @@ class Batch:
         """(N, ...) numbers of the response tokens → (B, T, ...), 0 after a row's end."""
         return values.new_zeros(len(self.ids), self.width, *values.shape[1:]).index_put(self.tokens, values)
 
-    def positions(self) -> Tensor:
-        """(B, T) index of each response token; past a row's end the index stays on its last token."""
-        steps = torch.arange(self.width, device=self.ids.device)[None, :]
-        return self.prompt_lengths[:, None] + torch.minimum(steps, self.lengths[:, None] - 1)
-
 
 @dataclass(frozen=True)
 class Scored:
