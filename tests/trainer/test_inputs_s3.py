@@ -153,6 +153,19 @@ def test_sigterm_ends_a_download_at_once(reachable: S3Server, tiny_world: TinyWo
     assert "SIGTERM while the inputs were being loaded" in attempt.message().message
 
 
+def test_the_exit_code_does_not_hang_on_how_the_interpreter_shuts_down(
+    reachable: S3Server, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """A thread of the client that lets go of a Python object at that moment aborts the process (one in some hundred);
+    here something else that runs at that moment decides the code."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os._exit, 99)\n")
+    absent = stored(reachable, "absent.jsonl", tmp_path)
+    config = of_the_store(reachable, tiny_world, tmp_path / "scratch", preferences=absent)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with launched(config, tmp_path / "launch", environment=environment) as attempt:
+        assert attempt.wait() == 11, attempt.output()
+
+
 def test_pods_that_load_slowly_are_waited_for_longer(
     reachable: S3Server, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,13 +269,14 @@ def test_a_newer_object_takes_the_place_of_what_was_there(reachable: S3Server, t
 
 
 _MEASURE = """
-import resource, sys
+import os, resource, sys
 from rlhf_trainer.digests import file_digest
 from rlhf_trainer.inputs import Input
 from rlhf_trainer.inputs.fetch import fetch
 from rlhf_trainer.wire import Located
 fetch([Input("preferences", Located(path=sys.argv[2], uri=sys.argv[1]), file_digest)])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+os._exit(0)
 """
 
 

@@ -239,5 +239,12 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def run() -> NoReturn:
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of the store's client that is not done would abort an orderly shutdown: 134, not the code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import fsspec  # type: ignore[import-untyped]
 
 from rlhf_trainer.exits import Invalid
 
@@ -25,21 +24,25 @@ _BUSY_CODES = ("Throttling", "RequestTimeout", "RequestLimitExceeded", "SlowDown
 
 def read_bytes(uri: str) -> bytes:
     """The whole object. Raises Invalid, naming the address and what to check."""
-    filesystem, path = _locate(uri)
+    scheme = scheme_of(uri)
     try:
-        return bytes(filesystem.cat_file(path))
+        if scheme == "file":
+            return Path(_path(uri)).read_bytes()
+        store, key = _s3(uri)
+        return bytes(store.get(key).bytes())
     except Exception as error:  # every store has errors of its own
         raise _refusal(uri, "read", error) from error
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes the whole object; a local file appears complete or not at all. Raises Invalid."""
-    filesystem, path = _locate(uri)
+    scheme = scheme_of(uri)
     try:
-        if filesystem.protocol[0] == "file":
-            _replace(path, content)
+        if scheme == "file":
+            _replace(_path(uri), content)
         else:
-            filesystem.pipe_file(path, content)
+            store, key = _s3(uri)
+            store.put(key, content)
     except Exception as error:  # every store has errors of its own
         raise _refusal(uri, "written", error) from error
 
@@ -68,28 +71,24 @@ def scheme_of(uri: str) -> str:
     return scheme
 
 
-def _locate(uri: str) -> tuple[Any, str]:
-    if scheme_of(uri) == "s3":
-        return _s3(), uri.removeprefix("s3://")
-    return fsspec.filesystem("file"), uri.removeprefix("file://")
+def _path(uri: str) -> str:
+    return uri.removeprefix("file://")
 
 
-def open_bucket(name: str, timeout: float) -> Any:
-    """obstore's client of one bucket. It does not try again: the caller knows for how long that is worth it."""
-    return _client("store").S3Store(name, **_options(timeout, retries=0))
-
-
-def _s3() -> Any:
-    options = _options(_TIMEOUT_SECONDS, retries=2)
-    # fsspec hands out the same client for the same options, whatever has become of the environment.
-    return _client("fsspec").FsspecStore("s3", skip_instance_cache=True, **options)
-
-
-def _client(module: str) -> Any:
+def open_bucket(name: str, timeout: float, retries: int = 0) -> Any:
+    """obstore's client of one bucket. Unless told, it does not try again: the caller knows for how long that is worth
+    it. A process that has used an ``_async`` method of it must end by ``os._exit``: threads of the client may still
+    hold Python objects, and abort the process when they let go of them while the interpreter shuts down."""
     try:
-        return importlib.import_module(f"obstore.{module}")
+        store = importlib.import_module("obstore.store").S3Store
     except ImportError as error:
         raise Invalid("s3:// needs the package obstore; install rlhf-operator[s3]") from error
+    return store(name, **_options(timeout, retries))
+
+
+def _s3(uri: str) -> tuple[Any, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return open_bucket(bucket, _TIMEOUT_SECONDS, retries=2), key
 
 
 def _options(timeout: float, retries: int) -> dict[str, Any]:
