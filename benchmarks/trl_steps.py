@@ -1,6 +1,6 @@
 """Step time and memory of our loops against TRL's trainers: same models, same data, same generator lengths.
 
-    python -m benchmarks trl_steps                      everything (on an idle machine; about 40 minutes)
+    python -m benchmarks trl_steps                      everything (on an idle machine; about 80 minutes)
     python -m benchmarks.trl_steps GRPO-60k-spread ...  single comparisons; the report has all that are kept
 
 Two processes of one thread each take turns, a step of ours, a step of theirs. TRL 1.16 is the peer; PPO left it in

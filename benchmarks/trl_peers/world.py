@@ -52,7 +52,7 @@ class Size:
     fitting: tuple[int, int]  # steps and rows of the fit to the lengths
 
 
-SIZES = {"60k": Size(48, 2, 4, 120, 64, 50, (120, 64)), "10M": Size(320, 6, 8, 4000, 16, 10, (30, 16))}
+SIZES = {"60k": Size(48, 2, 4, 120, 64, 50, (120, 64)), "10M": Size(320, 6, 8, 4000, 16, 50, (30, 16))}
 PROMPTS, SAMPLES = 400, 4
 
 
