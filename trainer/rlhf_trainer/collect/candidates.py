@@ -29,15 +29,23 @@ def sample_pairs(
     lm: Any, encoder: Encoder, prompts: Sequence[str], params: SamplingParams, seed: int
 ) -> list[Candidate]:
     """One candidate for each prompt whose two replies differ and both say something; a function of (weights, seed)."""
+    return pair_up(prompts, *(replies(lm, encoder, prompts, params, seed, side) for side in (0, 1)))
+
+
+def replies(
+    lm: Any, encoder: Encoder, prompts: Sequence[str], params: SamplingParams, seed: int, side: int
+) -> list[str]:
+    """One reply to each prompt; the two sides draw independently."""
     sampler = CachedGenerator(lm, pad_id=encoder.pad_id, eos_id=encoder.eos_id)
-    sides = []
-    for side in (0, 1):
-        requests = [
-            Request(tuple(encoder.prompt(text)), SampleKey(seed, side, row, Stream.COLLECTION))
-            for row, text in enumerate(prompts)
-        ]
-        sides.append([encoder.decode(done.tokens).strip() for done in sampler.generate(requests, params)])
-    pairs = zip(prompts, *sides, strict=True)
+    requests = [
+        Request(tuple(encoder.prompt(text)), SampleKey(seed, side, row, Stream.COLLECTION))
+        for row, text in enumerate(prompts)
+    ]
+    return [encoder.decode(done.tokens).strip() for done in sampler.generate(requests, params)]
+
+
+def pair_up(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[Candidate]:
+    pairs = zip(prompts, first, second, strict=True)
     return [Candidate(prompt, a, b) for prompt, a, b in pairs if a and b and a.split() != b.split()]
 
 

@@ -48,6 +48,8 @@ class Annotation:
     cohort: str = UNKNOWN
     language: str = UNKNOWN
     task: str = UNKNOWN
+    model_a: str = UNKNOWN
+    model_b: str = UNKNOWN
     created_at: datetime | None = None
     duration_s: float | None = None
     confidence: float | None = None
@@ -226,6 +228,8 @@ _OPTIONAL: dict[str, Callable[[Any, str], Any]] = {
     "cohort": _string,
     "language": _string,
     "task": _string,
+    "model_a": _string,
+    "model_b": _string,
     "created_at": _time,
     "duration_s": _within(0.0, 1e7),
     "confidence": _within(0.0, 1.0),

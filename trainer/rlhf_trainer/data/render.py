@@ -10,8 +10,10 @@ from rlhf_trainer.data.findings import Finding, errors
 from rlhf_trainer.data.raters import RaterReport, gini
 from rlhf_trainer.data.report import QualityReport
 from rlhf_trainer.evals.stats import Interval
+from rlhf_trainer.wire import VerdictState
 
 _SHOWN = 20
+_PREFERRED = {VerdictState.PASS: "Preferred", VerdictState.NEED_MORE_DATA: "Undecided"}
 
 
 def findings_text(source: str, findings: Sequence[Finding], shown: int = _SHOWN) -> list[str]:
@@ -33,6 +35,7 @@ def report_text(report: QualityReport) -> list[str]:
         f"{report.annotations} annotations of {report.pairs} pairs; ties {report.tie_share:.1%}; "
         f"without rater {report.without_rater}, without order {report.without_order}",
         *(f"{verdict.state.value:<12} {verdict.metric}: {verdict.message}" for verdict in report.verdicts),
+        *(f"{_PREFERRED[verdict.state]:<12} {verdict.message}" for verdict in report.models),
         "",
         f"Krippendorff's alpha (ordinal)  {interval(report.alpha)}",
         f"mean pairwise Cohen's kappa     {interval(report.kappa)}",

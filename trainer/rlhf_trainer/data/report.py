@@ -21,6 +21,7 @@ from rlhf_trainer.data.agreement import (
     raw_agreement,
 )
 from rlhf_trainer.data.annotation import Annotation
+from rlhf_trainer.data.comparisons import model_verdicts
 from rlhf_trainer.data.dawid_skene import Aggregate, dawid_skene, majority
 from rlhf_trainer.data.findings import Finding
 from rlhf_trainer.data.raters import RaterReport, gini, interval_dict, rater_reports
@@ -61,6 +62,7 @@ class QualityReport:
     without_order: int
     pii: Counter[str]
     verdicts: tuple[Verdict, ...]
+    models: tuple[Verdict, ...]  # who people prefer; says nothing about whether labels can be trusted
     findings: list[Finding]
 
     @property
@@ -96,6 +98,7 @@ def build_report(
         without_order=sum(each.shown_first is None for each in annotations),
         pii=count_pii(annotations),
         verdicts=(*verdicts, trusted_verdict(verdicts)),
+        models=model_verdicts(annotations),
         findings=findings,
     )
 
@@ -227,7 +230,8 @@ def as_dict(report: QualityReport) -> dict[str, Any]:
     return {
         "annotations": report.annotations,
         "pairs": report.pairs,
-        "verdicts": [verdict.model_dump(by_alias=True, exclude_none=True, mode="json") for verdict in report.verdicts],
+        "verdicts": [_as_json(verdict) for verdict in report.verdicts],
+        "models": [_as_json(verdict) for verdict in report.models],
         "krippendorffAlpha": interval_dict(report.alpha),
         "meanCohenKappa": interval_dict(report.kappa),
         "rawAgreement": None if raw is None else {"n": raw[0], "share": round(raw[1], 4)},
@@ -254,3 +258,7 @@ def as_dict(report: QualityReport) -> dict[str, Any]:
         "piiDetectors": ["structured"],
         "findings": [found.as_dict() for found in report.findings],
     }
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    return verdict.model_dump(by_alias=True, exclude_none=True, mode="json")
