@@ -113,6 +113,12 @@ POLICY_CASES = [
     # evaluation and guardrails
     Case("PPO against a teacher", PPO, {"spec.evaluation.against": "teacher"}, ("evaluation.against", "Distillation")),
     Case("a teacher unjudged", DISTILLATION, {"spec.auditRewardModel": DELETED}, ("evaluation.against", "judged by")),
+    Case(
+        "equal length unjudged",
+        SFT,
+        {"spec.evaluation.minLengthControlledWinRate": 0.5},
+        ("evaluation.minLengthControlledWinRate", "auditRewardModel or rewardModel: name one"),
+    ),
     Case("best of n unaudited", GRPO, {"spec.auditRewardModel": DELETED}, ("evaluation.bestOfN", "name both")),
     Case(
         "over-optimisation unaudited",

@@ -155,6 +155,7 @@ CASES = [
     Case("an aspect twice", RM, {"spec.training.aspects": ["tone", "tone"]}, ("aspects", "name an aspect twice")),
     Case("an aspect in words", RM, {"spec.training.aspects": ["Tone of it"]}, ("spec.training.aspects[0]",)),
     Case("a gap in percent", RM, {"spec.validation.maxCohortGap": 5}, ("maxCohortGap", "less than or equal to 1")),
+    Case("a Brier score in percent", RM, {"spec.validation.maxBrierScore": 25}, ("maxBrierScore", "or equal to 1")),
     Case("probes in percent", RM, {"spec.validation.minProbePassRate": 90}, ("minProbePassRate", "or equal to 1")),
     Case("accuracy above 1", RM, {"spec.validation.minAccuracy": 65}, ("minAccuracy", "less than or equal to 1")),
     Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from rlhf_trainer.evals.stats import Interval, clopper_pearson, clustered_mean, needed_for_margin, spearman, wilson
+from rlhf_trainer.evals.stats import (
+    Interval,
+    clopper_pearson,
+    clustered_mean,
+    clustered_student,
+    needed_for_margin,
+    spearman,
+    student_mean,
+    wilson,
+)
 from rlhf_trainer.evals.verdicts import at_least, rate_at_most
 from rlhf_trainer.evals.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_trainer.wire import VerdictState
@@ -119,11 +129,52 @@ def test_a_win_bought_by_length_is_none_at_equal_length() -> None:
     for lead in (0.0, 1.0):
         chance = 1 / (1 + np.exp(-(lead + 2.0 * longer)))
         results = (rng.random(3000) < chance).astype(float).tolist()
-        controlled = length_controlled_win_rate(results, ours.tolist(), theirs.tolist())
+        names = [str(index) for index in range(3000)]
+        controlled = length_controlled_win_rate(results, ours.tolist(), theirs.tolist(), names).estimate
         assert controlled == pytest.approx(1 / (1 + np.exp(-lead)), abs=0.06)
         assert np.mean(results) > controlled + 0.07, "the raw rate counts the length"
-    assert length_controlled_win_rate([1.0, 0.0, 1.0, 1.0], [5] * 4, [5] * 4) == 0.75
-    assert 0.5 < length_controlled_win_rate([1.0] * 20, list(range(20)), [3.0] * 20) < 1.0
+    rest = ([5.0] * 4, [5.0] * 4, list("abcd"))
+    assert length_controlled_win_rate([1.0, 0.0, 1.0, 1.0], *rest) == win_rate([1.0, 0.0, 1.0, 1.0], list("abcd"))
+    won = length_controlled_win_rate([1.0] * 20, list(range(20)), [3.0] * 20, [str(at) for at in range(20)])
+    assert 0.5 < won.lower < won.estimate < won.upper <= 1.0, "equal results still have width"
+
+
+def asked_twice(rng: np.random.Generator, prompts: int) -> tuple[list[float], list[float], list[float], list[str]]:
+    """Both replies to a prompt share its taste; they are longer than the other's by half a deviation."""
+    longer = rng.normal(4.0, 8.0, 2 * prompts)
+    x = np.tanh(longer / np.sqrt(80.0))
+    taste = np.repeat(rng.choice([-0.5, 0.5], prompts), 2)
+    results = (rng.random(2 * prompts) < 1 / (1 + np.exp(-(0.3 + taste + 1.5 * x)))).astype(float)
+    return results.tolist(), longer.tolist(), [0.0] * (2 * prompts), [str(at // 2) for at in range(2 * prompts)]
+
+
+def test_the_interval_at_equal_length_covers_what_many_more_samples_find_and_the_plain_one_does_not() -> None:
+    rng = np.random.default_rng(6)
+    truth = length_controlled_win_rate(*asked_twice(rng, 100_000)).estimate
+    assert truth == pytest.approx(0.57, abs=0.01)
+    covered, plainly = 0, 0
+    for _ in range(400):
+        sample = asked_twice(rng, 150)
+        controlled, plain = length_controlled_win_rate(*sample), win_rate(sample[0], sample[3])
+        covered += controlled.lower <= truth <= controlled.upper
+        plainly += plain.lower <= truth <= plain.upper
+    assert 0.925 <= covered / 400 <= 0.98
+    assert plainly / 400 < 0.3
+
+
+def test_unbounded_means_cover_the_truth_by_cluster_and_not_by_value() -> None:
+    """KL of replies to prompts that are asked four times, some prompts further off than others."""
+    rng = np.random.default_rng(8)
+    covered, naive = 0, 0
+    for _ in range(600):
+        values = (1.0 + np.repeat(rng.exponential(2.0, 60) - 2.0, 4) + rng.normal(0.0, 1.0, 240)).tolist()
+        interval = clustered_student(values, [at // 4 for at in range(240)])
+        covered += interval.lower <= 1.0 <= interval.upper
+        plain = student_mean(values)
+        naive += plain.lower <= 1.0 <= plain.upper
+    assert 0.92 <= covered / 600 <= 0.975
+    assert naive / 600 < 0.80
+    assert clustered_student([1.0, 2.0], ["same", "same"]).upper == math.inf
 
 
 def test_ties_count_half() -> None:

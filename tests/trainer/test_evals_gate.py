@@ -12,7 +12,16 @@ from scipy import stats as scipy_stats
 from rlhf_trainer.config import RewardModelValidation
 from rlhf_trainer.evals.calibration import HeldOut
 from rlhf_trainer.evals.probes import Favourite, Probe, ProbeOutcome, keywords, probe_verdict, spoil
-from rlhf_trainer.evals.reward_model import Evidence, HumanScored, cohort_gaps, cohort_verdict, judge, length_verdict
+from rlhf_trainer.evals.reward_model import (
+    Evidence,
+    HumanScored,
+    brier_verdict,
+    calibration_verdict,
+    cohort_gaps,
+    cohort_verdict,
+    judge,
+    length_verdict,
+)
 from rlhf_trainer.evals.stats import (
     Interval,
     absolute,
@@ -155,6 +164,22 @@ def test_a_cohort_that_is_read_worse_is_found_and_named() -> None:
     assert cohort_verdict(few, names, 0.1).state is VerdictState.NEED_MORE_DATA
 
 
+def test_a_brier_score_asks_for_confidence_and_calibration_does_not() -> None:
+    """A model that learnt nothing and says so: well calibrated, and no better than a coin."""
+    rng = np.random.default_rng(11)
+    delta = rng.normal(0.0, 1.5, 1000)
+    labels = (rng.random(1000) < 1 / (1 + np.exp(-delta))).astype(float)
+    prompts = tuple(f"prompt {index // 2}" for index in range(1000))
+    able, unable = HeldOut(delta, labels, prompts), HeldOut(np.full(1000, 1e-3), labels, prompts)
+    assert calibration_verdict(unable, 0.1, False, 0).state is VerdictState.PASS
+    states = [brier_verdict(pairs, 0.22, False, 0).state for pairs in (able, unable)]
+    assert states == [VerdictState.PASS, VerdictState.FAIL]
+    near = brier_verdict(able, brier_verdict(able, 0.22, False, 0).estimate or 0.0, False, 0)
+    assert near.state is VerdictState.NEED_MORE_DATA
+    few = brier_verdict(able.take(np.arange(59)), 0.22, False, 0)
+    assert (few.state, few.needed) == (VerdictState.NEED_MORE_DATA, 1)
+
+
 def test_small_cohorts_are_not_reported() -> None:
     pairs, names = by_cohort(3, {"a": 0.8, "b": 0.8}, 19)
     assert not cohort_gaps(pairs, names)
@@ -167,6 +192,7 @@ def test_every_field_of_the_validation_adds_its_verdict() -> None:
     evidence = Evidence(pairs, names, scored(0, 0.0), {"tone": pairs}, probed(sound), 1.0)
     asked = RewardModelValidation.model_validate(
         {
+            "maxBrierScore": 0.3,
             "maxLengthBias": 0.2,
             "maxCohortGap": 0.3,
             "minProbePassRate": 0.5,
@@ -178,6 +204,7 @@ def test_every_field_of_the_validation_adds_its_verdict() -> None:
     assert list(verdicts) == [
         "accuracy",
         "calibrationError",
+        "brierScore",
         "humanCorrelation",
         "humanPearson",
         "lengthBias",
@@ -186,7 +213,7 @@ def test_every_field_of_the_validation_adds_its_verdict() -> None:
         "aspectAccuracy/tone",
     ]
     thresholds = [verdict.threshold for verdict in verdicts.values()]
-    assert thresholds == [0.65, 0.10, 0.3, 0.3, 0.2, 0.3, 0.5, 0.9]
+    assert thresholds == [0.65, 0.10, 0.3, 0.3, 0.3, 0.2, 0.3, 0.5, 0.9]
     assert verdicts["aspectAccuracy/tone"].state is VerdictState.FAIL
 
 

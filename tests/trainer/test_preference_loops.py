@@ -60,6 +60,10 @@ def variants(world: OfflineWorld, folder: Path) -> dict[str, AttemptConfig]:
     configs["ipo"] = world.config(folder / "ipo", ipo)
     kto = {"beta": 0.5, "desirable_weight": 0.8, "undesirable_weight": 1.5}
     configs["kto"] = world.config(folder / "kto", training_of("KTO", kto=kto, prompts_per_step=2))
+    asked = lenient(min_length_controlled_win_rate=0.0, max_kl=1e-6)
+    configs["asked"] = world.config(folder / "asked", training_of("KTO"), **{**judged["KTO"], "evaluation": asked})
+    unjudged = lenient(min_length_controlled_win_rate=0.5, max_kl=1e6)
+    configs["unjudged"] = world.config(folder / "unjudged", training_of("SFT"), evaluation=unjudged)
     return configs
 
 
@@ -125,6 +129,22 @@ def test_what_there_is_no_judge_for_gets_no_verdict(attempts: dict[str, Any]) ->
     assert attempts["DPO-zero2"]["metrics"]["evaluationKl"] > 0
     (win_rate,) = attempts["KTO-zero2"]["verdicts"]
     assert "judged by the audit reward model" in win_rate["message"]
+    length, kl = attempts["unjudged"]["verdicts"]
+    assert (length["metric"], length["state"], kl["state"]) == ("lengthControlledWinRate", "Unknown", "Pass")
+    assert "name one" in length["message"]
+    assert "lower" not in length
+
+
+def test_what_is_asked_of_length_and_kl_is_answered_with_an_interval(attempts: dict[str, Any]) -> None:
+    result = attempts["asked"]
+    _, length, kl = result["verdicts"]
+    assert "at equal length, judged by the audit reward model" in length["message"]
+    assert (length["metric"], length["state"], length["n"]) == ("lengthControlledWinRate", "Pass", 16)
+    assert length["lower"] < length["estimate"] == result["metrics"]["lengthControlledWinRate"] < length["upper"]
+    assert (kl["metric"], kl["threshold"], kl["n"]) == ("evaluationKl", 1e-6, 16)
+    assert kl["state"] == ("Fail" if kl["lower"] > 1e-6 else "NeedMoreData")
+    assert kl["estimate"] == pytest.approx(result["metrics"]["evaluationKl"])
+    assert kl["lower"] < kl["estimate"] < kl["upper"]
 
 
 def test_a_student_is_judged_against_its_teacher(attempts: dict[str, Any]) -> None:

@@ -49,8 +49,11 @@ def synthetic(seed: int, scale: float = 1.0, count: int = PAIRS, per_prompt: int
 
 
 def test_brier_of_known_predictions() -> None:
-    assert brier_score(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == pytest.approx(0.25)
-    assert brier_score(np.array([0.9, 0.2]), np.array([1.0, 0.0])) == pytest.approx((0.01 + 0.04) / 2)
+    prompts = ("one", "two")
+    assert brier_score(np.array([0.5, 0.5]), np.array([1.0, 0.0]), prompts).estimate == pytest.approx(0.25)
+    interval = brier_score(np.array([0.9, 0.2]), np.array([1.0, 0.0]), prompts)
+    assert interval.estimate == pytest.approx((0.01 + 0.04) / 2)
+    assert 0 <= interval.lower < interval.estimate < interval.upper <= 1
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0, 20.0])

@@ -59,6 +59,12 @@ class Evaluation(Spec):
 
     against: Opponent = Opponent.POLICY
     min_win_rate: Fraction = Field(0.55, description="Lower 95% bound of the win rate must reach this.")
+    min_length_controlled_win_rate: Fraction | None = Field(
+        None, description="Lower 95% bound of the win rate at equal length must reach this. Needs a reward model."
+    )
+    max_kl: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
+        None, description="Upper 95% bound of the KL from the reference, nats per reply, must stay below."
+    )
     max_violation_rate: Fraction = Field(
         0.05, description="Upper exact 95% bound of the safety violation rate must stay below."
     )

@@ -84,6 +84,10 @@ class RewardModelValidation(Spec):
     max_calibration_error: Fraction = Field(
         0.10, description="Expected calibration error (10 equal-mass bins) must stay below."
     )
+    max_brier_score: Fraction | None = Field(
+        None,
+        description="Upper 95% bound of the mean squared error of predictions must stay below; a coin has 0.25.",
+    )
     max_length_bias: Fraction | None = Field(
         None,
         description="Upper 95% bound of |Spearman correlation| of reward and length, beyond that of the trusted "

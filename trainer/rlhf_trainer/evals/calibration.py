@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_trainer.algos.bradley_terry import fit_temperature
-from rlhf_trainer.evals.stats import Interval
+from rlhf_trainer.evals.stats import Interval, clustered_mean
 from rlhf_trainer.randomness import Stream, generator
 
 Floats = npt.NDArray[np.float64]
@@ -66,9 +66,10 @@ def temperature(pairs: HeldOut) -> float:
     return fit_temperature(torch.from_numpy(pairs.delta), torch.from_numpy(pairs.probability_a))
 
 
-def brier_score(predicted: Floats, observed: Floats) -> float:
-    """Mean squared error of the predicted probabilities (Brier 1950): 0 is perfect, 0.25 what a coin scores."""
-    return float(np.square(predicted - observed).mean())
+def brier_score(predicted: Floats, observed: Floats, prompts: Sequence[str]) -> Interval:
+    """Mean squared error of the predicted probabilities (Brier 1950), with its 95 % interval clustered by prompt: 0 is
+    perfect, 0.25 what a coin scores."""
+    return clustered_mean(np.square(predicted - observed).tolist(), prompts)
 
 
 def calibration_error(predicted: Floats, observed: Floats) -> float:

@@ -62,6 +62,8 @@ def judge(evidence: Evidence, validation: RewardModelValidation, calibrate: bool
         accuracy_verdict("accuracy", evidence.pairs, validation.min_accuracy),
         calibration_verdict(evidence.pairs, validation.max_calibration_error, calibrate, seed),
     ]
+    if validation.max_brier_score is not None:
+        verdicts.append(brier_verdict(evidence.pairs, validation.max_brier_score, calibrate, seed))
     if validation.human_scores is not None:
         threshold = validation.human_scores.min_correlation
         verdicts += correlation_verdicts(evidence.human, threshold, seed)
@@ -84,7 +86,7 @@ def figures(evidence: Evidence, calibrate: bool, seed: int) -> dict[str, float]:
     decided = evidence.pairs.take(evidence.pairs.decided)
     if len(decided.delta):
         predicted = cross_fitted_probabilities(decided, calibrate, seed)
-        found["brierScore"] = brier_score(predicted, decided.probability_a)
+        found["brierScore"] = brier_score(predicted, decided.probability_a, decided.prompts).estimate
     human = evidence.human
     if human is not None and len(human.scores) >= _MIN_SCORES:
         found["humanPearson"] = pearson(human.rewards, human.scores, _draws(human.prompts, seed, 1)).estimate
@@ -121,6 +123,17 @@ def calibration_verdict(pairs: HeldOut, threshold: float, calibrate: bool, seed:
     right = np.where(predicted >= 0.5, decided.probability_a, 1 - decided.probability_a)
     interval = calibration_interval(confident, right, decided.prompts, seed)
     return at_most("calibrationError", interval, threshold, "confidence must be right as often as it says")
+
+
+def brier_verdict(pairs: HeldOut, threshold: float, calibrate: bool, seed: int) -> Verdict:
+    """Pass: the upper 95% bound of the cross-fitted Brier score lies below the threshold. Unlike the calibration error
+    it also asks for confidence: a coin that knows it is one is well calibrated."""
+    decided = pairs.take(pairs.decided)
+    if len(decided.delta) < 2 * _MIN_PAIRS:
+        return too_few("brierScore", len(decided.delta), 2 * _MIN_PAIRS, threshold, "held-out pairs")
+    predicted = cross_fitted_probabilities(decided, calibrate, seed)
+    interval = brier_score(predicted, decided.probability_a, decided.prompts)
+    return at_most("brierScore", interval, threshold, "mean squared error of predicted preferences, 0.25 of a coin")
 
 
 def correlation_verdicts(human: HumanScored | None, threshold: float, seed: int) -> list[Verdict]:

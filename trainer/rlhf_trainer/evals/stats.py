@@ -39,25 +39,54 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
-    """Mean of values in [0, 1] that depend on each other within clusters (several answers to one prompt).
-
-    The cluster-robust variance (Liang and Zeger 1986, with the G/(G-1) correction) gives an effective sample size;
-    the Wilson interval at that size stays inside [0, 1] and has width even where every value is the same
-    (Korn and Graubard 1998). Student's t on G-1 degrees of freedom stands in for the normal.
-    """
+    """Mean of values in [0, 1] that depend on each other within clusters (several answers to one prompt)."""
     if not values or len(values) != len(clusters):
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters: one cluster per value, at least one")
     mean = float(np.mean(values))
-    residuals: dict[Hashable, float] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        residuals[cluster] = residuals.get(cluster, 0.0) + value - mean
-    groups = len(residuals)
+    sums = cluster_sums(np.asarray(values, dtype=np.float64)[:, None] - mean, clusters)
+    return robust_proportion(mean, cluster_variance(sums)[0, 0] / len(values) ** 2, len(sums), len(values), confidence)
+
+
+def robust_proportion(estimate: float, variance: float, groups: int, n: int, confidence: float = 0.95) -> Interval:
+    """Interval of a share of [0, 1] from ``n`` values in ``groups`` clusters, whose estimate has this variance.
+
+    The variance gives an effective sample size; the Wilson interval at that size stays inside [0, 1] and has width
+    even where every value is the same (Korn and Graubard 1998). Student's t on groups - 1 degrees of freedom stands
+    in for the normal.
+    """
     if groups < 2:
-        return Interval(len(values), mean, 0.0, 1.0)
-    variance = groups / (groups - 1) * sum(r * r for r in residuals.values()) / len(values) ** 2
-    spread = mean * (1 - mean)
+        return Interval(n, estimate, 0.0, 1.0)
+    spread = estimate * (1 - estimate)
     effective = spread / variance if variance > 1e-12 and spread > 0 else float(groups)
-    return _wilson(mean, effective, float(special.stdtrit(groups - 1, 0.5 + confidence / 2)), len(values))
+    return _wilson(estimate, effective, float(special.stdtrit(groups - 1, 0.5 + confidence / 2)), n)
+
+
+def clustered_student(values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
+    """Mean of unbounded values that depend on each other within clusters; the whole line for one cluster."""
+    mean = float(np.mean(values))
+    sums = cluster_sums(np.asarray(values, dtype=np.float64)[:, None] - mean, clusters)
+    if len(sums) < 2:
+        return Interval(len(values), mean, -math.inf, math.inf)
+    t = float(special.stdtrit(len(sums) - 1, 0.5 + confidence / 2))
+    reach = t * math.sqrt(cluster_variance(sums)[0, 0]) / len(values)
+    return Interval(len(values), mean, mean - reach, mean + reach)
+
+
+def cluster_sums(scores: npt.NDArray[np.float64], clusters: Sequence[Hashable]) -> npt.NDArray[np.float64]:
+    """Sum of the rows [N, P] of each cluster [G, P]."""
+    index: dict[Hashable, int] = {}
+    member = [index.setdefault(cluster, len(index)) for cluster in clusters]
+    sums = np.zeros((len(index), scores.shape[1]))
+    np.add.at(sums, member, scores)
+    return sums
+
+
+def cluster_variance(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Variance [P, P] of the total of independent clusters [G, P] whose mean is 0 (Liang and Zeger 1986, with the
+    G/(G-1) correction)."""
+    groups = len(sums)
+    found: npt.NDArray[np.float64] = groups / max(1, groups - 1) * sums.T @ sums
+    return found
 
 
 def spearman(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from rlhf_trainer.evals.stats import Interval, clustered_mean
+from rlhf_trainer.evals.stats import Interval, cluster_sums, cluster_variance, clustered_mean, robust_proportion
+
+Floats = npt.NDArray[np.float64]
 
 
 class PairJudge(Protocol):
@@ -42,9 +45,11 @@ def win_rate(results: Sequence[float], prompts: Sequence[str]) -> Interval:
     return clustered_mean(results, prompts)
 
 
-def length_controlled_win_rate(results: Sequence[float], lengths: Sequence[float], others: Sequence[float]) -> float:
+def length_controlled_win_rate(
+    results: Sequence[float], lengths: Sequence[float], others: Sequence[float], prompts: Sequence[str]
+) -> Interval:
     """Win rate at equal length (after Dubois et al. 2024): the logistic fit of ``results`` on a constant and the
-    difference of lengths (tokens), read off at zero difference. A figure beside the win rate, not a verdict.
+    difference of lengths (tokens), read off at zero difference, with its 95 % interval clustered by prompt.
 
     The difference goes in as tanh of its standardised value, so that one very long reply does not lead, and a ridge of
     one pair's weight keeps separable results finite. Equal lengths give the win rate itself.
@@ -53,17 +58,41 @@ def length_controlled_win_rate(results: Sequence[float], lengths: Sequence[float
     difference = np.asarray(lengths, dtype=np.float64) - np.asarray(others, dtype=np.float64)
     spread = float(np.sqrt(np.mean(difference**2)))
     if spread == 0.0:
-        return float(won.mean())
+        return win_rate(results, prompts)
     design = np.stack([np.ones_like(won), np.tanh(difference / spread)], axis=1)
-    ridge, beta = np.diag([0.0, 1.0]), np.zeros(2)
     # A constant needs finite odds: the mean is kept half a result away from 0 and 1.
     won = np.clip(won, 0.5 / len(won), 1 - 0.5 / len(won))
+    beta = _logistic_fit(design, won)
+    predicted = _sigmoid(design @ beta)
+    bread = np.linalg.inv(_curvature(design, predicted))
+    # Sandwich of the fit's scores summed by prompt; the odds at zero difference are its first coefficient.
+    sums = cluster_sums(design * (won - predicted)[:, None], prompts)
+    variance = float((bread @ cluster_variance(sums) @ bread)[0, 0])
+    rate = float(_sigmoid(beta[0]))
+    return robust_proportion(rate, (rate * (1 - rate)) ** 2 * variance, len(sums), len(won))
+
+
+_RIDGE = np.diag([0.0, 1.0])
+
+
+def _logistic_fit(design: Floats, won: Floats) -> Floats:
+    """Coefficients [2] by Newton's method, the second under a ridge."""
+    beta: Floats = np.zeros(2)
     for _ in range(50):
-        predicted = 1 / (1 + np.exp(-design @ beta))
-        gradient = design.T @ (won - predicted) - ridge @ beta
-        curvature = (design * (predicted * (1 - predicted))[:, None]).T @ design + ridge
-        move = np.linalg.solve(curvature, gradient)
+        predicted = _sigmoid(design @ beta)
+        gradient = design.T @ (won - predicted) - _RIDGE @ beta
+        move = np.linalg.solve(_curvature(design, predicted), gradient)
         beta = beta + np.clip(move, -2.0, 2.0)
         if float(np.abs(move).max()) < 1e-10:
             break
-    return float(1 / (1 + np.exp(-beta[0])))
+    return beta
+
+
+def _curvature(design: Floats, predicted: Floats) -> Floats:
+    found: Floats = (design * (predicted * (1 - predicted))[:, None]).T @ design + _RIDGE
+    return found
+
+
+def _sigmoid(values: Floats) -> Floats:
+    found: Floats = 0.5 * (1.0 + np.tanh(0.5 * values))
+    return found

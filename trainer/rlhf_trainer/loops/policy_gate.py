@@ -12,7 +12,8 @@ import torch
 
 from rlhf_trainer.algos.kl import k1
 from rlhf_trainer.config import ONLINE, Evaluation, Opponent
-from rlhf_trainer.evals.verdicts import at_least, rate_at_most
+from rlhf_trainer.evals.stats import Interval, clustered_student
+from rlhf_trainer.evals.verdicts import at_least, at_most, rate_at_most, unknown
 from rlhf_trainer.evals.win_rate import RewardJudge, length_controlled_win_rate, outcomes, win_rate
 from rlhf_trainer.generate.base import Completion, Generator, Request, SampleKey, SamplingParams
 from rlhf_trainer.generate.cached import CachedGenerator
@@ -142,15 +143,28 @@ class PolicyGate:
 
     def _verdicts(self, judged: Sequence[Judged], evaluation: Evaluation) -> tuple[Verdict, ...]:
         verdicts = []
-        if compared := _compared(judged):
+        compared = _compared(judged)
+        if compared:
             interval = win_rate([one.result for one in compared], [one.prompt for one in judged])
             name = "nonInferiority" if evaluation.against is Opponent.TEACHER else "winRate"
             verdicts.append(at_least(name, interval, evaluation.min_win_rate, self._judge_note(evaluation)))
+        if evaluation.min_length_controlled_win_rate is not None:
+            verdicts.append(self._length_verdict(judged, evaluation, evaluation.min_length_controlled_win_rate))
+        if evaluation.max_kl is not None:
+            kl = clustered_student([one.kl for one in judged], [one.prompt for one in judged])
+            verdicts.append(at_most("evaluationKl", kl, evaluation.max_kl, "KL from the reference, nats per reply"))
         if self._filter is not None:
             hits = sum(one.violation for one in judged)
             note = "judged by the safety filter"
             verdicts.append(rate_at_most("violationRate", hits, len(judged), evaluation.max_violation_rate, note))
         return tuple(verdicts)
+
+    def _length_verdict(self, judged: Sequence[Judged], evaluation: Evaluation, threshold: float) -> Verdict:
+        metric = "lengthControlledWinRate"
+        if not _compared(judged):
+            missing = "minLengthControlledWinRate is judged by auditRewardModel or rewardModel; name one"
+            return unknown(metric, threshold, missing)
+        return at_least(metric, _at_equal_length(judged), threshold, f"at equal length, {self._judge_note(evaluation)}")
 
     def _judge_note(self, evaluation: Evaluation) -> str:
         against = "against its teacher, " if evaluation.against is Opponent.TEACHER else ""
@@ -166,14 +180,22 @@ class PolicyGate:
         if compared := _compared(judged):
             results = [one.result for one in compared]
             figures["winRate"] = sum(results) / count
-            figures["lengthControlledWinRate"] = length_controlled_win_rate(
-                results, [one.length for one in compared], [one.other_length for one in compared]
-            )
+            figures["lengthControlledWinRate"] = _at_equal_length(judged).estimate
             if self._audited:
                 figures["auditReward"] = sum(one.reward for one in compared) / count
         if self._filter is not None:
             figures["violationRate"] = sum(one.violation for one in judged) / count
         return figures
+
+
+def _at_equal_length(judged: Sequence[Judged]) -> Interval:
+    compared = _compared(judged)
+    return length_controlled_win_rate(
+        [one.result for one in compared],
+        [one.length for one in compared],
+        [one.other_length for one in compared],
+        [one.prompt for one in judged],
+    )
 
 
 def _compared(judged: Sequence[Judged]) -> list[Compared]:

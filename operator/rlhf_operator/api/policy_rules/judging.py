@@ -42,6 +42,16 @@ EVALUATION = (
         "evaluation.against teacher is judged by auditRewardModel: name one, or remove against",
         ".evaluation.against",
     ),
+    Rule(
+        "!has(self.evaluation.minLengthControlledWinRate) || has(self.rewardModel) || has(self.auditRewardModel)",
+        lambda spec: (
+            spec.evaluation.min_length_controlled_win_rate is None
+            or spec.reward_model is not None
+            or spec.audit_reward_model is not None
+        ),
+        "evaluation.minLengthControlledWinRate is judged by auditRewardModel or rewardModel: name one, or remove it",
+        ".evaluation.minLengthControlledWinRate",
+    ),
     _audited("bestOfN", "best_of_n"),
     _audited("overOptimization", "over_optimization"),
     Rule(
