@@ -154,18 +154,24 @@ def solved(slope: Callable[[Tensor, Tensor], Tensor], curvature: Callable[[Tenso
     return found.float()
 
 
-def test_cdpo_and_ipo_on_sampled_preferences_reach_their_own_optima() -> None:
+CDPO, IPO = DPO(beta=BETA, label_smoothing=0.1), DPO(loss=PreferenceLoss.IPO, beta=BETA)
+
+
+def own_optimum(dpo: DPO) -> Tensor:
     """cDPO believes a tenth of the labels flipped; IPO draws each pair to (2 p - 1) / (2 tau)."""
-    cdpo = trained(DPO(beta=BETA, label_smoothing=0.1), steps=100)
-    ipo = trained(DPO(loss=PreferenceLoss.IPO, beta=BETA), steps=100)
-    smoothed = solved(
+    if dpo is IPO:
+        return solved(lambda h, p: 2 * (h - (2 * p - 1) / (2 * BETA)), lambda h: torch.full_like(h, 2.0))
+    return solved(
         lambda h, p: BETA * (torch.sigmoid(BETA * h) - (0.9 * p + 0.1 * (1 - p))),
         lambda h: BETA**2 * torch.sigmoid(BETA * h) * torch.sigmoid(-BETA * h),
     )
-    squared = solved(lambda h, p: 2 * (h - (2 * p - 1) / (2 * BETA)), lambda h: torch.full_like(h, 2.0))
-    assert distance(cdpo, smoothed) < 1e-4
-    assert distance(ipo, squared) < 1e-4
-    assert min(distance(each, REWARDS / BETA) for each in (cdpo, ipo)) > 0.005  # which are not DPO's
+
+
+@pytest.mark.parametrize("dpo", [CDPO, IPO], ids=["cDPO", "IPO"])
+def test_cdpo_and_ipo_on_sampled_preferences_reach_their_own_optima(dpo: DPO) -> None:
+    found = trained(dpo, steps=100)
+    assert distance(found, own_optimum(dpo)) < 1e-4
+    assert distance(found, REWARDS / BETA) > 0.005  # which is DPO's
 
 
 GOOD_AND_BAD = torch.tensor([True, False])

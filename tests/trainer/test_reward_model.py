@@ -10,12 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_trainer.algos.bradley_terry import accuracy, preference_loss
 from rlhf_trainer.config import HumanScores, RewardModelValidation
-from rlhf_trainer.data.encoding import Encoder
-from rlhf_trainer.desk.model import build_tokenizer
 from rlhf_trainer.distributed import World, join
-from rlhf_trainer.engine import Engine, EngineOptions
 from rlhf_trainer.evals.calibration import (
     HeldOut,
     brier_score,
@@ -33,9 +29,10 @@ from rlhf_trainer.evals.reward_model import (
 )
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.reward_model import learning_rate, member_rows
-from rlhf_trainer.models.reward import RewardEnsemble, load_reward_model, to_batch
+from rlhf_trainer.models.reward import RewardEnsemble, load_reward_model
 from rlhf_trainer.wire import VerdictState
-from tests.trainer.training_world import TinyWorld, preference_rows, training_of, true_reward
+from tests.trainer.closed_forms import recovery
+from tests.trainer.training_world import TinyWorld, training_of
 
 PAIRS = 4000
 
@@ -185,41 +182,12 @@ def world() -> World:
     return join(timedelta(seconds=60))
 
 
-def _train(tiny_world: TinyWorld, world: World, steps: int, shuffled: bool) -> tuple[float, float]:
-    """Held-out accuracy and its ceiling after training a real ensemble member through the engine."""
-    encoder = Encoder(build_tokenizer())
-    rows = preference_rows(2400, seed=11)
-    labels = torch.tensor([float(row["preference"] == "a") for row in rows])
-    if shuffled:
-        labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    a, b = ([encoder.pair(row["prompt"], row[name]) for row in rows] for name in ("response_a", "response_b"))
-    ensemble = RewardEnsemble.from_base(tiny_world.base, 1, encoder.pad_id, seed=0)
-    engine = Engine(ensemble, EngineOptions(zero_stage=0, learning_rate=0.02, rows_per_step=64), world)
-
-    def delta(part: slice) -> torch.Tensor:
-        ids, lengths = to_batch(a[part] + b[part], encoder.pad_id)
-        first, second = engine(ids[None], lengths[None])[0, :, 0].chunk(2)
-        return torch.as_tensor(first - second)
-
-    for step in range(steps):
-        part = slice(step % 30 * 64, step % 30 * 64 + 64)
-        difference = delta(part)
-        engine.backward(preference_loss(difference, torch.zeros_like(difference), labels[part]))
-        engine.step()
-    test = slice(1920, 2400)
-    with torch.no_grad():
-        right, _ = accuracy(delta(test), labels[test])
-    engine.close()
-    odds = [true_reward(row["response_a"]) - true_reward(row["response_b"]) for row in rows[test]]
-    return right, float(np.mean([1 / (1 + math.exp(-abs(value))) for value in odds]))
-
-
 def test_bradley_terry_recovery_reaches_the_noise_ceiling(tiny_world: TinyWorld, world: World) -> None:
     """Labels are drawn from a known reward, so nobody can score above mean max(p, 1-p) but by luck."""
-    reached, ceiling = _train(tiny_world, world, 60, shuffled=False)
+    reached, ceiling = recovery(tiny_world.base, world, 60, shuffled=False)
     noise = 2 * math.sqrt(ceiling * (1 - ceiling) / 480)
     assert ceiling - 2 * noise <= reached <= ceiling + noise
-    control, _ = _train(tiny_world, world, 15, shuffled=True)
+    control, _ = recovery(tiny_world.base, world, 15, shuffled=True)
     assert abs(control - 0.5) < 0.1, "without a signal there is nothing to learn"
 
 
