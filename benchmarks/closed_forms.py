@@ -113,12 +113,12 @@ LINES = (
     Line("cDPO on the same pairs, its own optimum", lambda: off_its_optimum(preference.CDPO)),
     Line("IPO on the same pairs, its own optimum", lambda: off_its_optimum(preference.IPO)),
     Line("PPO-Lagrangian, policy at the saddle point", lambda: saddle_point("PPO", Cost.SAFETY)),
-    Line("PPO-Lagrangian, |lambda - lambda*|", lambda: multiplier_error("PPO", Cost.SAFETY), unit="reward"),
+    Line("PPO-Lagrangian, lambda against lambda*", lambda: multiplier_error("PPO", Cost.SAFETY), unit="reward"),
     Line(
         "RLOO with two binding constraints, policy at the saddle point", lambda: saddle_point("RLOO", *lagrangian.COSTS)
     ),
     Line(
-        "RLOO with two binding constraints, |lambda - lambda*|",
+        "RLOO with two binding constraints, lambda against lambda*",
         lambda: multiplier_error("RLOO", *lagrangian.COSTS),
         unit="reward",
     ),

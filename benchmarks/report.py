@@ -64,7 +64,7 @@ class Report:
         lines += [f"| {r.name} | {r.value:.4g} | {r.unit} | {r.samples} | {r.spread} |" for r in self.rows]
         lines += ["", *(f"{note}\n" for note in self.notes)]
         described = ", ".join(f"{name} {version}" for name, version in self._versions.items())
-        lines += [f"{self._cores} cores; {described}; commit {self._commit}.", ""]
+        lines += [f"{self._cores} core{'s' * (self._cores != 1)}; {described}; commit {self._commit}.", ""]
         lines += [f"Rerun: `{self._rerun}`", ""]
         return "\n".join(lines)
 
