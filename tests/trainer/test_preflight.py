@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
-from torch import zeros
 
-from rlhf_trainer import preflight
 from rlhf_trainer.distributed import join
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops import policy_inputs, reward_inputs
 from rlhf_trainer.loops.common import Session, StopSignal
-from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, count_parameters, training_bytes
+from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long
 from rlhf_trainer.preflight_training import check_training
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
 from rlhf_trainer.wire import AttemptConfig, Located
-from tests.trainer import offline_world, ppo_world, training_world
+from tests.trainer import offline_world
 from tests.trainer.ppo_world import PolicyWorld, training_of
 from tests.trainer.training_world import TinyWorld, preference_rows, write_rows
 
@@ -113,45 +110,6 @@ def test_the_rows_dropped_by_a_policy_are_a_figure_of_all_its_files(tiny_world: 
     inputs = policy_inputs.prepare(session)
     assert session.board.report.metrics == {"droppedRows": 3.0}
     assert max(len(ids) for pair in inputs.pairs for ids in (pair.prompt.ids, pair.chosen, pair.rejected)) <= 16
-
-
-@pytest.mark.parametrize("kind", ["reward model", "policy"])
-def test_training_that_cannot_fit_is_refused_and_fits_in_shares(
-    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """A container with room for half of the state of one copy (the policy) or of two members, on two ranks."""
-    parameters = count_parameters(tiny_world.base)
-    assert parameters is not None
-    copies = 2 if kind == "reward model" else 1
-    monkeypatch.setattr(preflight, "memory_limit", lambda: copies * parameters * 16 // 2)
-
-    def attempt(**changes: Any) -> AttemptConfig:
-        if kind == "reward model":
-            return tiny_world.config(tmp_path, 2, training=training_world.training_of(**changes))
-        training = ppo_world.training_of(**changes)
-        return policy_world(tiny_world).config(tmp_path, 2, training=training, audit_reward_model=None)
-
-    with pytest.raises(Invalid, match=r"per rank at ZeRO stage 0, the container has .*raise deepspeed") as caught:
-        check_attempt(attempt(deepspeed={"zero_stage": 0}))
-    assert caught.value.reason == "OutOfMemory"
-    check_attempt(attempt(deepspeed={"zero_stage": 3}))
-    check_attempt(attempt(deepspeed={"zero_stage": 0}, lora={"rank": 2}))  # gradients and moments of a small part
-
-
-def test_memory_by_zero_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert [training_bytes(1000, stage, 4) for stage in range(4)] == [16_000, 10_000, 7_000, 4_000]
-    assert count_parameters(tmp_path) is None
-    save_file({"a": zeros(3, 5), "b": zeros(7)}, tmp_path / "model.safetensors")
-    assert count_parameters(tmp_path) == 22
-    monkeypatch.setattr(preflight, "memory_limit", lambda: 300)
-    with caplog.at_level(logging.WARNING):
-        preflight.warn_of_memory(tmp_path, 1, 0, 2)
-    assert "raise deepspeed.zeroStage" in caplog.text
-    caplog.clear()
-    preflight.warn_of_memory(tmp_path, 1, 3, 2)
-    assert not caplog.text
 
 
 @pytest.mark.parametrize(("algorithm", "rows"), [("GRPO", 16), ("BestOfN", 8), ("Distillation", 16)])

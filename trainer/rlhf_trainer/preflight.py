@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rlhf_trainer.cgroup import memory_limit
-from rlhf_trainer.config import DeepSpeed, Lora
+from rlhf_trainer.config import Lora
 from rlhf_trainer.digests import MANIFEST, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.inputs import inputs_of
-from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, parameters_in, read_model
+from rlhf_trainer.preflight_memory import check_memory
+from rlhf_trainer.preflight_models import ModelFolder, check_context, check_lora_targets, read_model
 from rlhf_trainer.preflight_text import (
     check_same_outputs,
     check_same_vocabulary,
@@ -26,12 +26,11 @@ from rlhf_trainer.preflight_text import (
 from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
 
-__all__ = ["check_attempt", "check_batch", "check_memory", "check_too_long", "warn_of_memory"]
+__all__ = ["check_attempt", "check_batch", "check_too_long"]
 
 log = logging.getLogger(__name__)
 
 _TOO_LONG_SHARE = 0.5  # of the rows; beyond it the data does not fit the job rather than a row the model
-_HOPELESS = 1.2  # times the memory limit
 
 
 def check_attempt(config: AttemptConfig) -> None:
@@ -42,6 +41,7 @@ def check_attempt(config: AttemptConfig) -> None:
         each.check()
     _check_audit(config)
     _check_models(config, models)
+    check_memory(config)
 
 
 def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> None:
@@ -52,10 +52,10 @@ def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> N
         check_vocabulary(name, model.path, tokenizers[name], sizes[name])
     training, reward = config.policy_training, config.reward_model_training
     if reward is not None and "baseModel" in models:
-        _check_trained(models["baseModel"], reward.lora, reward.ensemble.members, reward.deepspeed, config.world_size)
+        _check_adapters(models["baseModel"], reward.lora)
         check_context(models["baseModel"], reward.max_length, "training.maxLength")
     if training is not None and "policy" in models:
-        _check_trained(models["policy"], training.lora, 1, training.deepspeed, config.world_size)
+        _check_adapters(models["policy"], training.lora)
         longest = training.max_prompt_length + training.generation.max_new_tokens
         check_context(models["policy"], longest, "training.maxPromptLength and generation.maxNewTokens")
     if "policy" in models and "teacher" in models:
@@ -63,10 +63,8 @@ def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> N
         check_same_outputs(sizes["policy"], sizes["teacher"], models["teacher"].path)
 
 
-def _check_trained(model: ModelFolder, lora: Lora | None, copies: int, deepspeed: DeepSpeed, world_size: int) -> None:
-    if lora is None:  # adapters need gradients and moments of a small part only
-        check_memory(model.path, copies, deepspeed.zero_stage, world_size)
-    else:
+def _check_adapters(model: ModelFolder, lora: Lora | None) -> None:
+    if lora is not None:
         check_lora_targets(model, lora.target_modules)
 
 
@@ -80,50 +78,6 @@ def check_too_long(path: str, dropped: int, total: int, limit: int, field: str) 
             f"raise training.{field}"
         )
     log.warning("%s: %d of %d rows have more than %d tokens and are dropped", path, dropped, total, limit)
-
-
-def warn_of_memory(model: Path, copies: int, zero_stage: int, world_size: int) -> None:
-    """Logs when the training state alone (weights, gradients, Adam) looks larger than the container's memory."""
-    message = memory_problem(model, copies, zero_stage, world_size, slack=1.0)
-    if message is not None:
-        log.warning("%s", message)
-
-
-def check_memory(model: Path, copies: int, zero_stage: int, world_size: int) -> None:
-    """Refuses a training state that cannot fit, by a margin no estimate is wrong by: activations come on top."""
-    message = memory_problem(model, copies, zero_stage, world_size, slack=_HOPELESS)
-    if message is not None:
-        raise Invalid(message, reason="OutOfMemory")
-
-
-def memory_problem(model: Path, copies: int, zero_stage: int, world_size: int, slack: float) -> str | None:
-    """What is wrong when the state of the ranks of this container needs more than ``slack`` times its memory."""
-    limit, parameters = memory_limit(), count_parameters(model)
-    if limit is None or parameters is None:
-        return None
-    needed = training_bytes(parameters * copies, zero_stage, world_size)
-    if needed <= limit * slack:
-        return None
-    return (
-        f"{model}: weights, gradients and optimiser need about {_gib(needed)} per rank at ZeRO stage {zero_stage}, the "
-        f"container has {_gib(limit)}; raise deepspeed.zeroStage, the number of ranks or the memory limit"
-    )
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.3g} MiB"
-
-
-def training_bytes(parameters: int, zero_stage: int, world_size: int) -> int:
-    """Bytes per rank for float32 AdamW training, activations excluded (Rajbhandari et al. 2020, table 1): 4 for
-    weights (sharded from stage 3), 4 for gradients (from stage 2), 8 for moments (from stage 1)."""
-    shares = [world_size if zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    return sum(parameters * size // share for size, share in zip((4, 4, 8), shares, strict=True))
-
-
-def count_parameters(model: Path) -> int | None:
-    """Parameters in a folder's safetensors files, read from their headers; None where there are none."""
-    return parameters_in(model) or None
 
 
 def _check_audit(config: AttemptConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import ONLINE, Algorithm, Critic, PolicyTraining
+from rlhf_trainer.config import ONLINE, Algorithm, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
@@ -17,7 +17,7 @@ from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.given_texts import Limits, Pair, Text, read_demonstrations, read_pairs
 from rlhf_trainer.loops.policy_needs import check_needs
 from rlhf_trainer.loops.rollout import Prompt
-from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, warn_of_memory
+from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long
 from rlhf_trainer.safety.scorer import FormatError, LinearFilter
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -67,9 +67,6 @@ def prepare(session: Session) -> PolicyInputs:
     session.first_on_main(lambda: _check_files(config))
     mini_batches = training.ppo.mini_batches if training.algorithm in ONLINE else 1
     check_batch(training.prompts_per_step, world.size, mini_batches, "promptsPerStep")
-    if world.is_main:
-        separate = training.algorithm is Algorithm.PPO and training.ppo.critic is Critic.SEPARATE
-        warn_of_memory(Path(policy.path), 1 + separate, training.deepspeed.zero_stage, world.size)
     encoder = _open_encoder(policy)
     sides = [read(config, encoder, training) for read in (_read_texts, _read_prompts)]
     found = [side for side in sides if side is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import AutoTokenizer
 
@@ -15,7 +14,7 @@ from rlhf_trainer.data.split import split
 from rlhf_trainer.digests import dataset_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Session
-from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, warn_of_memory
+from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long
 from rlhf_trainer.wire import AttemptConfig, Located
 
 
@@ -46,8 +45,6 @@ def prepare(session: Session, base: Located, preferences: Located, training: Rew
     session.first_on_main(lambda: check_attempt(config))
     check_batch(training.global_batch_size, world.size, 1, "globalBatchSize")
     _check_micro(training, world.size)
-    if world.is_main:
-        warn_of_memory(Path(base.path), training.ensemble.members, training.deepspeed.zero_stage, world.size)
     encoder = _open_encoder(base)
     pairs, dropped = _encode(load_preferences(preferences.path), encoder, training)
     check_too_long(preferences.path, dropped, len(pairs) + dropped, training.max_length, "maxLength")
