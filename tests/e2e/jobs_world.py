@@ -172,6 +172,19 @@ class Namespace:
         found = json.loads(self.kubectl("get", "events", f"--field-selector={fields}", "-o", "json"))
         return [str(event["message"]) for event in found["items"]]
 
+    def decide(self, name: str, kind: str, job: str, action: str, **more: Any) -> None:
+        """A Decision about a job, by whoever runs this test."""
+        user = json.loads(self.kubectl("auth", "whoami", "-o", "json"))["status"]["userInfo"]["username"]
+        spec = {
+            "subject": {"kind": kind, "name": job},
+            "action": action,
+            "by": user,
+            "reason": "looked into it",
+            **more,
+        }
+        body = {"apiVersion": "rlhf.dev/v1alpha1", "kind": "Decision", "metadata": {"name": name}, "spec": spec}
+        self.kubectl("create", "-f", "-", input=json.dumps(body))
+
     def evict(self, pod: str) -> None:
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.name}}
         path = f"/api/v1/namespaces/{self.name}/pods/{pod}/eviction"

@@ -172,6 +172,14 @@ def desk(cluster_with_operator: Cluster, server: S3Server) -> Iterator[Desk]:
         teacher={"jobRef": {"name": "sft"}},
         **AUDIT,
     )
+    for name, action in (("paused", "Pause"), ("stopped", "Stop")):
+        made.policy(
+            name,
+            {"algorithm": "SFT", "steps": 4, "promptsPerStep": 16},
+            evaluation={"samples": 16},
+            demonstrations=made.source("feedback/demonstrations.jsonl"),
+            guardrails=[{"metric": "gradientNorm", "above": 0, "forSteps": 3, "action": action}],  # no step is below
+        )
     yield made
     namespace.delete()
 
@@ -270,6 +278,24 @@ def test_a_student_learns_from_the_policy_of_another_job(desk: Desk) -> None:
     assert verdicts(status) == {"nonInferiority": "Pass", "violationRate": "Pass"}
     assert status["lineage"]["teacher"] == digest_of(desk, "sft", POLICY)
     assert status["metrics"]["divergence"] >= 0.0
+
+
+def test_a_guardrail_pauses_a_training_and_stops_another(desk: Desk) -> None:
+    """Both at their third step, with a checkpoint; an acknowledged breach must last three steps anew."""
+    jobs = desk.namespace
+    jobs.wait(f"{POLICY}/paused", "condition=Suspended", PATIENCE)
+    status = jobs.status("paused", POLICY)
+    assert condition(status, "GuardrailsHealthy") == ("False", "GuardrailBreached")
+    assert "gradientNorm is" in json.dumps(status["conditions"])
+    assert status["attempts"][0]["failureClass"] == "GuardrailPaused"
+    jobs.decide("seen", "PolicyOptimizationJob", "paused", "Acknowledge", attempt=1)
+    status = jobs.ended("paused", "Complete", PATIENCE, POLICY)
+    assert (status["attempt"], status["attempts"][1]["resumedFromStep"], status["progress"]["step"]) == (2, 3, 4)
+    stopped = jobs.ended("stopped", "Failed", PATIENCE, POLICY)
+    assert condition(stopped, "Failed") == ("True", "GuardrailBreached")
+    assert condition(stopped, "GuardrailsHealthy") == ("False", "GuardrailBreached")
+    assert stopped["attempt"] == 1
+    assert "artifact" not in stopped
 
 
 def test_a_world_that_shrinks_while_suspended_goes_on_from_the_checkpoint(desk: Desk) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from tests.e2e.jobs_world import Namespace, condition, playing
 from tests.e2e.rollout_world import eventually
 
@@ -157,20 +154,7 @@ def test_a_policy_waits_for_its_reward_model_until_the_gate_is_waived(jobs: Name
     why = "jsonpath={.status.conditions[?(@.type=='Progressing')].reason}=WaitingForUpstream"
     jobs.wait("policyoptimizationjob/tuned", why)
     assert jobs.pods("tuned") == []
-    user = json.loads(jobs.kubectl("auth", "whoami", "-o", "json"))["status"]["userInfo"]["username"]
-    decision: dict[str, Any] = {
-        "apiVersion": "rlhf.dev/v1alpha1",
-        "kind": "Decision",
-        "metadata": {"name": "good-enough"},
-        "spec": {
-            "subject": {"kind": "RewardModelJob", "name": "rm"},
-            "action": "Waive",
-            "digest": status["artifact"]["digest"],
-            "by": user,
-            "reason": "the holdout is too small, the labels are known to be good",
-        },
-    }
-    jobs.kubectl("create", "-f", "-", input=json.dumps(decision))
+    jobs.decide("good-enough", "RewardModelJob", "rm", "Waive", digest=status["artifact"]["digest"])
     jobs.wait("policyoptimizationjob/tuned", "condition=Complete")
     tuned = jobs.status("tuned", "policyoptimizationjob")
     assert tuned["lineage"]["rewardModel"] == status["artifact"]["digest"]
@@ -181,10 +165,6 @@ def test_a_paused_guardrail_goes_on_when_acknowledged(jobs: Namespace) -> None:
     jobs.create("careful", trainer=playing("end(14, 'GuardrailPaused') if attempt == 1 else succeed()"))
     jobs.wait("rewardmodeljob/careful", "condition=Suspended")
     assert condition(jobs.status("careful"), "GuardrailsHealthy") == ("False", "GuardrailBreached")
-    user = json.loads(jobs.kubectl("auth", "whoami", "-o", "json"))["status"]["userInfo"]["username"]
-    subject = {"kind": "RewardModelJob", "name": "careful"}
-    spec = {"subject": subject, "action": "Acknowledge", "attempt": 1, "by": user, "reason": "looked at the samples"}
-    body = {"apiVersion": "rlhf.dev/v1alpha1", "kind": "Decision", "metadata": {"name": "seen"}, "spec": spec}
-    jobs.kubectl("create", "-f", "-", input=json.dumps(body))
+    jobs.decide("seen", "RewardModelJob", "careful", "Acknowledge", attempt=1)
     status = jobs.ended("careful", "Complete")
     assert status["attempts"][0]["releasedBy"] == "seen"
