@@ -46,7 +46,7 @@ OTHER: dict[str, Any] = {
     "distillation.mode": "sequence",
     "distillation.divergence": "reverse",
     "distillation.onPolicyFraction": 1,
-    "distillation.beta": 0.9,
+    "distillation.beta": {"divergence": "jensenShannon", "beta": 0.9},  # it does nothing beside another
     "constraints": [{"cost": "length", "limit": 5}],
 }
 

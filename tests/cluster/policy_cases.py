@@ -49,6 +49,18 @@ def _leaves(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+FIXED = {"spec.training.kl.controller": "fixed"}
+IN_VAIN: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (PPO, "kl.target", {**FIXED, "spec.training.kl.target": 2}),
+    (PPO, "kl.horizon", {**FIXED, "spec.training.kl.horizon": 50, "spec.training.kl.target": DELETED}),
+    (PPO, "ppo.targetKl", {"spec.training.ppo.epochs": 1, "spec.training.ppo.targetKl": 0.1}),
+    (DISTILLATION, "distillation.beta", {"spec.training.distillation": {"divergence": "reverse", "beta": 0.9}}),
+    (
+        DISTILLATION,
+        "distillation.onPolicyFraction",
+        {"spec.training.distillation": {"mode": "sequence", "onPolicyFraction": 1}},
+    ),
+)
 POLICY_CASES = [
     # inputs
     Case("PPO without its reward model", PPO, {"spec.rewardModel": DELETED}, ("spec.rewardModel", "add spec.rewardM")),
@@ -109,6 +121,11 @@ POLICY_CASES = [
         DISTILLATION,
         {"spec.training.distillation.mode": "sequence"},
         ("spec.training.distillation", "remove divergence, or set mode onPolicy"),
+    ),
+    # fields that another field makes idle
+    *(
+        Case(f"{field} in vain", file, changes, (f"spec.training.{field}", "does nothing unless"))
+        for file, field, changes in IN_VAIN
     ),
     # evaluation and guardrails
     Case("PPO against a teacher", PPO, {"spec.evaluation.against": "teacher"}, ("evaluation.against", "Distillation")),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_trainer.config import ONLINE, Algorithm, PolicyTraining, Spec
+from rlhf_trainer.config import ACTS_WHEN, ONLINE, Algorithm, Condition, PolicyTraining, Spec
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.policy_needs import check_fields
 from rlhf_trainer.wire import FailureClass
@@ -39,6 +39,36 @@ def test_a_field_is_refused_under_every_algorithm_that_ignores_it_and_no_other(f
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_defaults_that_are_spelt_out_are_no_wish(algorithm: Algorithm) -> None:
     assert refusal(algorithm, **PolicyTraining().model_dump(exclude={"algorithm", "samples_per_prompt"})) == ""
+
+
+IN_VAIN: dict[str, tuple[Algorithm, dict[str, Any], dict[str, Any]]] = {
+    # field → an algorithm that reads it, the field beside what makes it idle, and beside what makes it act
+    "kl.target": (Algorithm.PPO, {"kl": {"target": 2, "controller": "fixed"}}, {"kl": {"target": 2}}),
+    "kl.horizon": (Algorithm.RLOO, {"kl": {"horizon": 9, "controller": "fixed"}}, {"kl": {"horizon": 9}}),
+    "ppo.targetKl": (
+        Algorithm.GRPO,
+        {"ppo": {"targetKl": 0.1, "epochs": 1}},
+        {"ppo": {"targetKl": 0.1, "epochs": 2}},
+    ),
+    "distillation.beta": (
+        Algorithm.DISTILLATION,
+        {"distillation": {"beta": 0.9}},
+        {"distillation": {"beta": 0.9, "divergence": "jensenShannon"}},
+    ),
+    "distillation.onPolicyFraction": (
+        Algorithm.DISTILLATION,
+        {"distillation": {"onPolicyFraction": 1, "mode": "sequence"}},
+        {"distillation": {"onPolicyFraction": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("condition", ACTS_WHEN, ids=lambda condition: str(condition.field))
+def test_a_field_that_another_makes_idle_is_refused_and_accepted_where_it_acts(condition: Condition) -> None:
+    algorithm, idle, acting = IN_VAIN[condition.field]
+    said = f"leave out training.{condition.field}: it does nothing unless {condition.says}"
+    assert refusal(algorithm, **idle) == said
+    assert refusal(algorithm, **acting) == ""
 
 
 def refusal(algorithm: Algorithm, **training: Any) -> str:

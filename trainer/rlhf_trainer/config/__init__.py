@@ -42,7 +42,7 @@ from rlhf_trainer.config.policy import (
     Overlong,
     PolicyTraining,
 )
-from rlhf_trainer.config.readers import READ_BY, TRAINING_READ_BY, is_ignored
+from rlhf_trainer.config.readers import ACTS_WHEN, READ_BY, TRAINING_READ_BY, Condition, is_ignored, is_set
 from rlhf_trainer.config.reward_model import (
     Calibration,
     Ensemble,
@@ -60,6 +60,7 @@ from rlhf_trainer.config.running import (
 )
 
 __all__ = [
+    "ACTS_WHEN",
     "DPO",
     "FROM_PREFERENCES",
     "GROUPED",
@@ -77,6 +78,7 @@ __all__ = [
     "BestOfNPreflight",
     "Calibration",
     "Checkpoints",
+    "Condition",
     "Constraint",
     "Cost",
     "Critic",
@@ -116,4 +118,5 @@ __all__ = [
     "Tracking",
     "TrainingGuardrail",
     "is_ignored",
+    "is_set",
 ]

@@ -1,14 +1,17 @@
-"""Which algorithms read what. An input or a field that ``training.algorithm`` would ignore is refused: whoever names it
-believes that it acts. API server, operator and trainer refuse by these tables."""
+"""Which algorithms read what. An input or a field that ``training.algorithm``, or another field, makes idle is refused:
+whoever names it believes that it acts. API server, operator and trainer refuse by these tables."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from pydantic.alias_generators import to_snake
 
-from rlhf_trainer.config.policy import FROM_PREFERENCES, ONLINE, Algorithm, PolicyTraining
+from rlhf_trainer.config.offline import DistillationMode, Divergence
+from rlhf_trainer.config.policy import FROM_PREFERENCES, ONLINE, Algorithm, KLController, PolicyTraining
 
 # What each input is learnt from by.
 READ_BY = {
@@ -54,12 +57,55 @@ TRAINING_READ_BY: dict[str, frozenset[Algorithm]] = {
 _DEFAULTS = PolicyTraining()
 
 
+@dataclass(frozen=True)
+class Condition:
+    """A field of ``training`` that does nothing unless others are set so: in words, in CEL and in Python."""
+
+    field: str
+    says: str
+    cel: str
+    holds: Callable[[PolicyTraining], bool]
+
+
+_ADAPTIVE = (
+    "training.kl.controller is adaptive",
+    "self.training.kl.controller == 'adaptive'",
+    lambda training: training.kl.controller is KLController.ADAPTIVE,
+)
+ACTS_WHEN = (
+    Condition("kl.target", *_ADAPTIVE),
+    Condition("kl.horizon", *_ADAPTIVE),
+    Condition(
+        "ppo.targetKl",
+        "training.ppo.epochs is 2 or more",
+        "self.training.ppo.epochs >= 2",
+        lambda training: training.ppo.epochs >= 2,
+    ),
+    Condition(
+        "distillation.beta",
+        "training.distillation.divergence is jensenShannon",
+        "self.training.distillation.divergence == 'jensenShannon'",
+        lambda training: training.distillation.divergence is Divergence.JENSEN_SHANNON,
+    ),
+    Condition(
+        "distillation.onPolicyFraction",
+        "training.distillation.mode is onPolicy",
+        "self.training.distillation.mode == 'onPolicy'",
+        lambda training: training.distillation.mode is DistillationMode.ON_POLICY,
+    ),
+)
+
+
 def _value(training: PolicyTraining, field: str) -> Any:
     """Of a field by its dotted name on the wire."""
     return reduce(getattr, map(to_snake, field.split(".")), training)
 
 
 def is_ignored(training: PolicyTraining, field: str) -> bool:
-    """Whether this field of the table was set for nothing; the API server sets defaults for everybody."""
-    unread = training.algorithm not in TRAINING_READ_BY[field]
-    return unread and _value(training, field) != _value(_DEFAULTS, field)
+    """Whether this field of the table was set for nothing."""
+    return training.algorithm not in TRAINING_READ_BY[field] and is_set(training, field)
+
+
+def is_set(training: PolicyTraining, field: str) -> bool:
+    """Whether it differs from its default: the API server sets defaults for everybody."""
+    return bool(_value(training, field) != _value(_DEFAULTS, field))

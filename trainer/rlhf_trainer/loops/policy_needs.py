@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from rlhf_trainer.config import READ_BY, TRAINING_READ_BY, Algorithm, Evaluation, Opponent, PolicyTraining, is_ignored
+from rlhf_trainer.config import (
+    ACTS_WHEN,
+    READ_BY,
+    TRAINING_READ_BY,
+    Algorithm,
+    Evaluation,
+    Opponent,
+    PolicyTraining,
+    is_ignored,
+    is_set,
+)
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.wire import AttemptConfig, Located
 
@@ -39,13 +49,13 @@ def check_needs(config: AttemptConfig, training: PolicyTraining) -> None:
 def check_fields(training: PolicyTraining) -> None:
     """Raises Invalid naming every field that was set for nothing."""
     ignored = {field: readers for field, readers in TRAINING_READ_BY.items() if is_ignored(training, field)}
-    if ignored:
-        raise Invalid(
-            "; ".join(
-                f"leave out training.{field}: {training.algorithm.value} does not read it, {_named(readers)} would"
-                for field, readers in ignored.items()
-            )
-        )
+    idle = [each for each in ACTS_WHEN if is_set(training, each.field) and not each.holds(training)]
+    told = [
+        f"leave out training.{field}: {training.algorithm.value} does not read it, {_named(readers)} would"
+        for field, readers in ignored.items()
+    ] + [f"leave out training.{each.field}: it does nothing unless {each.says}" for each in idle]
+    if told:
+        raise Invalid("; ".join(told))
 
 
 def _named(algorithms: Set[Algorithm]) -> str:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_operator.api.policy_rules.rule import Rule, names, one_of
 from rlhf_trainer.config import (
+    ACTS_WHEN,
     GROUPED,
     READ_BY,
     TRAINING_READ_BY,
     Algorithm,
+    Condition,
     PolicyTraining,
     is_ignored,
+    is_set,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +59,17 @@ def _field_rule(field: str, readers: frozenset[Algorithm]) -> Rule:
     )
 
 
+def _condition_rule(condition: Condition) -> Rule:
+    """A field that needs another to act is at its default without it."""
+    default = reduce(dict.__getitem__, condition.field.split("."), _DEFAULTS)
+    return Rule(
+        f"{condition.cel} || ({_equal(f'self.training.{condition.field}', default)})",
+        lambda spec: condition.holds(spec.training) or not is_set(spec.training, condition.field),
+        f"training.{condition.field} does nothing unless {condition.says}: leave it out, or set that",
+        f".training.{condition.field}",
+    )
+
+
 def _equal(path: str, default: Any) -> str:
     """In CEL: what is at the path is this JSON value."""
     if isinstance(default, dict):
@@ -86,4 +100,7 @@ SAMPLING = (
     ),
 )
 
-FIELDS = tuple(_field_rule(field, readers) for field, readers in TRAINING_READ_BY.items())
+FIELDS = (
+    *(_field_rule(field, readers) for field, readers in TRAINING_READ_BY.items()),
+    *map(_condition_rule, ACTS_WHEN),
+)
