@@ -1,4 +1,4 @@
-"""Replies to held-out prompts, shared out over the ranks and scored; the same everywhere and in every repetition."""
+"""Replies to held-out prompts, scored by reward models."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf_trainer.algos.rewards import conservative
-from rlhf_trainer.generate.base import Generator, Request, SampleKey, SamplingParams
+from rlhf_trainer.generate.base import Generator
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
+from rlhf_trainer.loops.replies import judged_replies
 from rlhf_trainer.loops.rollout import Prompt, Scorer
 from rlhf_trainer.randomness import Stream, generator
-
-_ROWS_PER_PASS = 64  # between two signs of life
 
 Rewards = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -34,29 +33,12 @@ class HeldOutReplies:
 
     def score(self, sampler: Generator, prompts: Sequence[Prompt], scorers: Sequence[Rewards]) -> list[list[float]]:
         """Per scorer the rewards of one reply to each prompt [N], in order and on every rank. Collective."""
-        world = self.session.world
-        mine = list(range(world.rank, len(prompts), world.size))
-        scored: list[tuple[int, tuple[float, ...]]] = []
-        for start in range(0, -(-len(prompts) // world.size), _ROWS_PER_PASS):
-            rows = mine[start : start + _ROWS_PER_PASS]
-            if rows:
-                scored += zip(rows, self._score(sampler, rows, [prompts[row] for row in rows], scorers), strict=True)
-            self.session.pulse()
-        whole = sorted(one for part in world.gather(scored) for one in part)
-        return [[rewards[index] for _, rewards in whole] for index in range(len(scorers))]
 
-    def _score(
-        self, sampler: Generator, rows: Sequence[int], prompts: Sequence[Prompt], scorers: Sequence[Rewards]
-    ) -> list[tuple[float, ...]]:
-        training = self.inputs.training
-        params = SamplingParams(training.generation.max_new_tokens, training.generation.temperature)
-        requests = [
-            Request(prompt.ids, SampleKey(training.seed, 0, row, self.stream))
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
-        texts = [prompt.text for prompt in prompts]
-        replies = [self.inputs.encoder.decode(done.tokens) for done in sampler.generate(requests, params)]
-        return list(zip(*(scorer(texts, replies) for scorer in scorers), strict=True))
+        def scored(texts: Sequence[str], replies: Sequence[str]) -> list[tuple[float, ...]]:
+            return list(zip(*(scorer(texts, replies) for scorer in scorers), strict=True))
+
+        whole = judged_replies(self.session, self.inputs, self.stream, sampler, prompts, scored)
+        return [[rewards[index] for rewards in whole] for index in range(len(scorers))]
 
 
 def as_optimised(scorer: Scorer, std_penalty: float) -> Rewards:
