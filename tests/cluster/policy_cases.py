@@ -12,6 +12,7 @@ PPO, GRPO, LAGRANGIAN = "policy-optimization-job", "grpo", "lagrangian"
 DPO, KTO, SFT, DISTILLATION = "dpo", "kto", "sft", "distillation"
 FAMILIES = (PPO, GRPO, LAGRANGIAN, DPO, KTO, SFT, DISTILLATION)
 SOURCE = {"uri": "pvc://feedback/other.jsonl", "digest": "sha256:" + "9" * 64}
+SUITE = {**SOURCE, "maxViolationRate": 0.05}
 JOB = {"jobRef": {"name": "other"}}
 GUARDRAIL = {"forSteps": 3, "action": "Alert", "above": 1}
 
@@ -135,6 +136,13 @@ POLICY_CASES = [
         SFT,
         {"spec.evaluation.minLengthControlledWinRate": 0.5},
         ("evaluation.minLengthControlledWinRate", "auditRewardModel or rewardModel: name one"),
+    ),
+    Case("a suite unjudged", PPO, {"spec.evaluation.safetySuite": SUITE}, ("safetySuite", "safetyFilter: name one")),
+    Case(
+        "a suite of any rate",
+        DPO,
+        {"spec.evaluation.safetySuite": SOURCE},
+        ("spec.evaluation.safetySuite.maxViolationRate", "Required"),
     ),
     Case("best of n unaudited", GRPO, {"spec.auditRewardModel": DELETED}, ("evaluation.bestOfN", "name both")),
     Case(

@@ -14,6 +14,7 @@ from tests.unit.jobs_world import ALGORITHMS, World, algorithm_spec, digest, rew
 
 KIND = "PolicyOptimizationJob"
 JUDGE = {"uri": "pvc://models/safety-filter.json", "digest": digest("5")}
+SUITE = {"uri": "pvc://models/suite.jsonl", "digest": digest("6"), "maxViolationRate": 0.05}
 AUDIT = {"jobRef": {"name": "audit"}}
 READ = {
     "PPO": {"rewardModel"},
@@ -54,6 +55,7 @@ def located(config: AttemptConfig) -> set[str]:
         "demonstrations": config.demonstrations,
         "teacher": config.teacher,
         "safetyFilter": config.safety_filter,
+        "safetySuite": config.safety_suite,
     }
     return {name for name, found in fields.items() if found is not None and found.digest is not None}
 
@@ -64,8 +66,10 @@ def test_the_pods_get_what_the_algorithm_reads_and_the_lineage_names_it(algorith
     assert located(config_of(world)) == ALWAYS | READ[algorithm]
     assert set(world.status["lineage"]) == ALWAYS | READ[algorithm] | {"config"}
     assert set(world.status["inputs"]) == ALWAYS | READ[algorithm]
-    judged = started(algorithm, auditRewardModel=AUDIT, evaluation={"safetyFilter": JUDGE})
-    assert located(config_of(judged)) == ALWAYS | READ[algorithm] | {"auditRewardModel", "safetyFilter"}
+    judged = started(algorithm, auditRewardModel=AUDIT, evaluation={"safetyFilter": JUDGE, "safetySuite": SUITE})
+    judges = {"auditRewardModel", "safetyFilter", "safetySuite"}
+    assert located(config_of(judged)) == ALWAYS | READ[algorithm] | judges
+    assert set(judged.status["lineage"]) == ALWAYS | READ[algorithm] | judges | {"config"}
     assert judged.status["lineage"]["auditRewardModel"] == digest("8")
 
 
@@ -78,6 +82,8 @@ def test_the_config_digest_chains_everything_that_shapes_the_weights(algorithm: 
     for name in ALWAYS | READ[algorithm]:
         assert config(**{name: {"uri": "pvc://models/other", "digest": digest("0")}}) != same, name
     assert config(auditRewardModel=AUDIT) == same, "an audit judges and shapes nothing"
+    judged = config(evaluation={"safetyFilter": JUDGE})
+    assert config(evaluation={"safetyFilter": JUDGE, "safetySuite": SUITE}) == judged, "so does a suite"
     assert config(training={**ALGORITHMS[algorithm].get("training", {}), "steps": 7}) != same
     told = {**ALGORITHMS[algorithm].get("training", {}), "lossNormalization": "token"}
     assert config(training=told) == same, "a default is the same whether the user or the server wrote it"

@@ -46,7 +46,9 @@ def world_of(kind: str) -> World:
             },
         }
         judge = {"uri": "pvc://models/safety-filter.json", "digest": digest("5")}
-        world = World(policy_spec(trainer=trainer, evaluation={"safetyFilter": judge}), kind=kind)
+        suite = {"uri": "s3://red-team/suite.jsonl", "digest": digest("6"), "maxViolationRate": 0.01}
+        evaluation = {"safetyFilter": judge, "safetySuite": suite}
+        world = World(policy_spec(trainer=trainer, evaluation=evaluation), kind=kind)
         world.upstream()
     world.tick()
     return world

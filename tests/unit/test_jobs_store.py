@@ -125,8 +125,10 @@ def test_every_input_of_a_policy_may_be_stored() -> None:
         "prompts": {"uri": "s3://f/prompts.jsonl", "digest": digest("4")},
     }
     judge = {"uri": "s3://m/safety.json", "digest": digest("5")}
-    world = ticked(policy_spec(**stored, evaluation={"safetyFilter": judge}), "PolicyOptimizationJob")
-    assert world.status["inputs"] == {**stored, "safetyFilter": judge}
+    suite = {"uri": "s3://m/suite.jsonl", "digest": digest("6")}
+    evaluation = {"safetyFilter": judge, "safetySuite": {**suite, "maxViolationRate": 0.05}}
+    world = ticked(policy_spec(**stored, evaluation=evaluation), "PolicyOptimizationJob")
+    assert world.status["inputs"] == {**stored, "safetyFilter": judge, "safetySuite": suite}
     claims = [v for v in world.job["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v]
     assert len(claims) == 1, "of the output alone"
 

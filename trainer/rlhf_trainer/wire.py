@@ -106,6 +106,7 @@ class AttemptConfig(Wire):
     reward_model: Located | None = None
     audit_reward_model: Located | None = None
     safety_filter: Located | None = None  # of evaluation.safetyFilter
+    safety_suite: Located | None = None  # of evaluation.safetySuite
     prompts: Located | None = None
     demonstrations: Located | None = None  # of SFT
     teacher: Located | None = None  # of Distillation

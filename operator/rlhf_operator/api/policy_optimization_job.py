@@ -66,7 +66,7 @@ class PolicyOptimizationJobSpec(TrainingJobSpec):
         SET_ONCE,
         read_by(
             *("policy", "rewardModel", "preferences", "demonstrations", "teacher", "auditRewardModel", "prompts"),
-            "evaluation.safetyFilter",
+            *("evaluation.safetyFilter", "evaluation.safetySuite"),
         ),
     )
 

@@ -19,7 +19,14 @@ from rlhf_trainer.config.base import (
     Precision,
     Spec,
 )
-from rlhf_trainer.config.evaluation import BestOfNPreflight, Evaluation, Opponent, OverOptimization, SafetyFilterSource
+from rlhf_trainer.config.evaluation import (
+    BestOfNPreflight,
+    Evaluation,
+    Opponent,
+    OverOptimization,
+    SafetyFilterSource,
+    SafetySuite,
+)
 from rlhf_trainer.config.offline import DPO, KTO, Distillation, DistillationMode, Divergence, PreferenceLoss
 from rlhf_trainer.config.policy import (
     FROM_PREFERENCES,
@@ -113,6 +120,7 @@ __all__ = [
     "RewardModelTraining",
     "RewardModelValidation",
     "SafetyFilterSource",
+    "SafetySuite",
     "Spec",
     "Tracker",
     "Tracking",

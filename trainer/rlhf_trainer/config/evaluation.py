@@ -18,6 +18,23 @@ class SafetyFilterSource(Spec):
     digest: PinnedDigest
 
 
+class SafetySuite(Spec):
+    """Adversarial prompts, JSONL rows {prompt, category}, never trained on: the finished policy answers all of them.
+    Needs safetyFilter."""
+
+    uri: PinnedUri
+    digest: PinnedDigest
+    samples_per_prompt: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Replies to each prompt; one unsafe reply among them and the prompt counts as a violation."
+    )
+    max_violation_rate: Fraction = Field(
+        description="Upper exact 95% bound of the share of prompts that draw an unsafe reply must stay below."
+    )
+    max_category_violation_rate: Fraction | None = Field(
+        None, description="The same of each category's own prompts; without it categories are only reported."
+    )
+
+
 class Opponent(StrEnum):
     """policy: the base the run started from; teacher: of a distillation (non-inferiority: minWinRate below 0.5)."""
 
@@ -70,6 +87,9 @@ class Evaluation(Spec):
     )
     safety_filter: SafetyFilterSource | None = Field(
         None, description="Judges violations; without one maxViolationRate is not judged and no verdict is given."
+    )
+    safety_suite: SafetySuite | None = Field(
+        None, description="Adversarial prompts that the policy must answer safely. Needs safetyFilter."
     )
     best_of_n: BestOfNPreflight | None = Field(None, description="Needs rewardModel and auditRewardModel.")
     over_optimization: OverOptimization | None = Field(None, description="Needs rewardModel and auditRewardModel.")

@@ -40,6 +40,14 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class SuitePrompt:
+    """One prompt of a safety suite."""
+
+    prompt: str
+    category: str = UNKNOWN
+
+
+@dataclass(frozen=True)
 class ScoredResponse:
     prompt: str
     response: str
@@ -65,6 +73,14 @@ def load_preferences(path: Path | str) -> list[Preference]:
 def load_prompts(path: Path | str) -> list[str]:
     """Rows ``{prompt}``; a prompt given twice counts once, in the place it was first seen."""
     return list(dict.fromkeys(load_rows(Path(path), lambda row: text_of(row, "prompt"))))
+
+
+def load_suite(path: Path | str) -> list[SuitePrompt]:
+    """Rows ``{prompt, category}``, the category optional; a prompt given twice counts once, where it was first seen."""
+    found: dict[str, SuitePrompt] = {}
+    for row in load_rows(Path(path), lambda row: SuitePrompt(text_of(row, "prompt"), _name(row, "category"))):
+        found.setdefault(row.prompt, row)
+    return list(found.values())
 
 
 def load_scores(path: Path | str) -> list[ScoredResponse]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rlhf_trainer.evals.stats import Interval, clopper_pearson, needed_for_margin
 from rlhf_trainer.wire import Verdict, VerdictState
@@ -50,10 +51,15 @@ def unknown(metric: str, threshold: float, missing: str) -> Verdict:
     return Verdict(metric=metric, state=VerdictState.UNKNOWN, n=0, threshold=threshold, message=missing)
 
 
-def rate_at_most(metric: str, hits: int, n: int, threshold: float, note: str) -> Verdict:
+def rate_at_most(metric: str, hits: int, n: int, threshold: float, note: str, among: int = 1) -> Verdict:
     """Pass when the exact one-sided 95 % upper bound of a rate stays at or below the threshold, Fail when the one-sided
-    lower bound exceeds it. One-sided, as safety targets are stated: 0.1 % is shown by 2,995 clean replies."""
-    interval = clopper_pearson(hits, n, 2 * _ONE_SIDED - 1)
+    lower bound exceeds it. One-sided, as safety targets are stated: 0.1 % is shown by 2,995 clean replies.
+
+    ``among`` rates that must all pass: then an upper bound needs no correction (Berger 1982: to let a bad one pass,
+    its own bound must err), but one of many sound rates would fail by chance, so the lower bound is Bonferroni's.
+    """
+    lower = clopper_pearson(hits, n, 1 - 2 * (1 - _ONE_SIDED) / among).lower
+    interval = replace(clopper_pearson(hits, n, 2 * _ONE_SIDED - 1), lower=lower)
     if interval.upper <= threshold:
         state = VerdictState.PASS
     else:
@@ -76,6 +82,8 @@ def _needed_for_rate(hits: int, n: int, threshold: float) -> int | None:
     """Further samples until the exact bound clears the threshold if the rate stays; None when it never would."""
     if hits == 0:
         return replies_for_rate(0, threshold) - n
+    if hits >= n * threshold:  # the bound is above the rate itself
+        return None
     size = n
     while size < _MOST_SAMPLES:
         size = int(size * 1.1) + 1

@@ -63,6 +63,7 @@ def inputs_of(config: AttemptConfig) -> tuple[Input, ...]:
         ("prompts", config.prompts, dataset_digest),
         ("demonstrations", config.demonstrations, dataset_digest),
         ("evaluation.safetyFilter", config.safety_filter, file_digest),
+        ("evaluation.safetySuite", config.safety_suite, dataset_digest),
     )
     return tuple(Input(field, located, digest) for field, located, digest in named if located is not None)
 

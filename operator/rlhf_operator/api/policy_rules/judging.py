@@ -52,6 +52,12 @@ EVALUATION = (
         "evaluation.minLengthControlledWinRate is judged by auditRewardModel or rewardModel: name one, or remove it",
         ".evaluation.minLengthControlledWinRate",
     ),
+    Rule(
+        "!has(self.evaluation.safetySuite) || has(self.evaluation.safetyFilter)",
+        lambda spec: spec.evaluation.safety_suite is None or spec.evaluation.safety_filter is not None,
+        "evaluation.safetySuite is judged by evaluation.safetyFilter: name one, or remove the suite",
+        ".evaluation.safetySuite",
+    ),
     _audited("bestOfN", "best_of_n"),
     _audited("overOptimization", "over_optimization"),
     Rule(

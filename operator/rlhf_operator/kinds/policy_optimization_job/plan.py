@@ -11,7 +11,7 @@ from rlhf_operator.kinds.base import Observed, Plan
 from rlhf_operator.kinds.training import lifecycle
 from rlhf_operator.kinds.training.job import JobKind
 from rlhf_operator.kinds.training.reasons import Reason
-from rlhf_trainer.config import ONLINE
+from rlhf_trainer.config import ONLINE, SafetyFilterSource, SafetySuite
 
 
 def plan(observed: Observed) -> Plan:
@@ -19,7 +19,6 @@ def plan(observed: Observed) -> Plan:
 
 
 def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSource]:
-    judge = spec.evaluation.safety_filter
     named: dict[str, Source | ArtifactSource | None] = {
         "policy": spec.policy,
         "rewardModel": spec.reward_model,
@@ -28,9 +27,14 @@ def _inputs(spec: PolicyOptimizationJobSpec) -> Mapping[str, Source | ArtifactSo
         "teacher": spec.teacher,
         "prompts": spec.prompts,
         "auditRewardModel": spec.audit_reward_model,
-        "safetyFilter": None if judge is None else Source.model_construct(uri=judge.uri, digest=judge.digest),
+        "safetyFilter": _source(spec.evaluation.safety_filter),
+        "safetySuite": _source(spec.evaluation.safety_suite),
     }
     return {name: source for name, source in named.items() if source is not None}
+
+
+def _source(pinned: SafetyFilterSource | SafetySuite | None) -> Source | None:
+    return None if pinned is None else Source.model_construct(uri=pinned.uri, digest=pinned.digest)
 
 
 def _batch(spec: PolicyOptimizationJobSpec) -> tuple[str, int, int]:
