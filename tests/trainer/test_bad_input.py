@@ -25,10 +25,13 @@ from rlhf_trainer.preflight import check_attempt
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Result
 from rlhf_trainer.worker import load_loop, run_attempt
-from tests.trainer.bad_attempts import ATTEMPTS
+from tests.trainer import bad_attempts
+from tests.trainer.bad_suites import SUITES
 from tests.trainer.bench import Bench, policy_training
 from tests.trainer.offline_world import OfflineWorld, make_offline_world
 from tests.trainer.training_world import TinyWorld
+
+ATTEMPTS = bad_attempts.ATTEMPTS | SUITES
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     COLLECTION = 16
     OVERSIGHT = 21
     PREFLIGHT = 22
+    SAFETY_SUITE = 23
 
 
 def generator(seed: int, stream: Stream, step: int = 0, sample: int = 0) -> np.random.Generator:

@@ -23,6 +23,7 @@ from rlhf_trainer.loops.common import Outcome, Session
 from rlhf_trainer.loops.oversight import Oversight
 from rlhf_trainer.loops.policy_gate import PolicyGate
 from rlhf_trainer.loops.policy_inputs import PolicyInputs, lineage, prepare
+from rlhf_trainer.loops.suite_gate import judge_suite
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.reward import check_reward_model
@@ -88,10 +89,13 @@ def run(session: Session) -> Outcome:
     session.begin_evaluation()
     with _published(session, inputs, trainer, oversight) as lm:
         other = opponent(trainer, evaluation)
-        gate = PolicyGate(session, inputs, trainer.generator(lm), trainer.reference, lm, other)
+        sampler = trainer.generator(lm)
+        gate = PolicyGate(session, inputs, sampler, trainer.reference, lm, other)
         verdicts, figures = gate.judge(evaluation)
+        suite_verdicts, suite_figures = judge_suite(session, inputs, sampler)
         weights = _on_main(session, lm)
-    verdicts = (*before, *verdicts, *(() if oversight is None else (oversight.verdict(),)))
+    figures |= suite_figures
+    verdicts = (*before, *verdicts, *suite_verdicts, *(() if oversight is None else (oversight.verdict(),)))
     session.board.figures(figures)
     session.board.verdicts(verdicts)
     session.begin_saving()

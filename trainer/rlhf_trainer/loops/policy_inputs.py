@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from rlhf_trainer.digests import dataset_digest, file_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Session
 from rlhf_trainer.loops.given_texts import Limits, Pair, Text, read_demonstrations, read_pairs
-from rlhf_trainer.loops.policy_needs import check_needs
+from rlhf_trainer.loops.policy_needs import SAMPLING, check_needs
 from rlhf_trainer.loops.rollout import Prompt
+from rlhf_trainer.loops.suite_inputs import Suite, read_suite
 from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long
 from rlhf_trainer.safety.scorer import FormatError, LinearFilter
 from rlhf_trainer.wire import AttemptConfig, Located
@@ -37,6 +39,7 @@ class PolicyInputs:
     teacher: Located | None = None
     pairs: tuple[Pair, ...] = ()  # to train on
     demonstrations: tuple[Text, ...] = ()  # to train on
+    suite: Suite | None = None  # for the gate
 
     @property
     def reward_model(self) -> Located:
@@ -54,6 +57,12 @@ class _Sides:
     pairs: tuple[Pair, ...] = ()
     demonstrations: tuple[Text, ...] = ()
     dropped: int = 0
+
+    def trained(self, algorithm: Algorithm) -> Iterator[Prompt]:
+        """Prompts that weights are learnt on; without sampling those of spec.prompts are there to be judged on."""
+        yield from self.prompts if algorithm in SAMPLING else ()
+        yield from (pair.prompt for pair in self.pairs)
+        yield from (text.prompt for text in self.demonstrations)
 
 
 def prepare(session: Session) -> PolicyInputs:
@@ -81,7 +90,18 @@ def prepare(session: Session) -> PolicyInputs:
         teacher=config.teacher,
         pairs=tuple(pair for side in found for pair in side.pairs),
         demonstrations=tuple(text for side in found for text in side.demonstrations),
+        suite=_read_suite(config, encoder, training, found),
     )
+
+
+def _read_suite(
+    config: AttemptConfig, encoder: Encoder, training: PolicyTraining, sides: Sequence[_Sides]
+) -> Suite | None:
+    wanted = None if config.evaluation is None else config.evaluation.safety_suite
+    if config.safety_suite is None or wanted is None:  # ``check_needs`` has refused one of them alone
+        return None
+    trained = (prompt.text for side in sides for prompt in side.trained(training.algorithm))
+    return read_suite(config.safety_suite.path, wanted, encoder, training.max_prompt_length, trained)
 
 
 def _read_prompts(config: AttemptConfig, encoder: Encoder, training: PolicyTraining) -> _Sides | None:
@@ -133,6 +153,7 @@ def lineage(config: AttemptConfig) -> dict[str, str]:
         "prompts": config.prompts,
         "preferences": config.preferences,
         "demonstrations": config.demonstrations,
+        "safetySuite": config.safety_suite,
     }
     digests |= {name: at.digest or dataset_digest(at.path) for name, at in datasets.items() if at is not None}
     if config.safety_filter is not None:

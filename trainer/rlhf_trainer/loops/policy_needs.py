@@ -27,14 +27,14 @@ _REMEDIES = {
     "teacher": "name the policy to learn from, with the tokenizer of spec.policy",
 }
 # Beside READ_BY: who samples replies to prompts while training. The others are judged on them, where there are any.
-_SAMPLES = TRAINING_READ_BY["samplesPerPrompt"]
+SAMPLING = TRAINING_READ_BY["samplesPerPrompt"]
 
 
 def check_needs(config: AttemptConfig, training: PolicyTraining) -> None:
     """Raises Invalid naming the first field that is missing or of no use, and what to do."""
     algorithm = training.algorithm
     for name, located in _given(config).items():
-        readers = READ_BY.get(name, _SAMPLES)
+        readers = READ_BY.get(name, SAMPLING)
         if algorithm in readers and located is None:
             raise Invalid(f"spec.{name} is missing: {algorithm.value} learns from it; {_REMEDIES[name]}")
         if located is not None and algorithm not in readers and name in READ_BY:
@@ -64,12 +64,25 @@ def _named(algorithms: Set[Algorithm]) -> str:
 
 
 def _check_evaluation(config: AttemptConfig, evaluation: Evaluation, algorithm: Algorithm) -> None:
+    _check_suite(config, evaluation)
     if evaluation.against is not Opponent.TEACHER:
         return
     if algorithm is not Algorithm.DISTILLATION:
         raise Invalid(f"evaluation.against is teacher, but {algorithm.value} has none; set it to policy")
     if config.audit_reward_model is None:
         raise Invalid("evaluation.against is teacher, but nothing can judge the two; give an auditRewardModel")
+
+
+def _check_suite(config: AttemptConfig, evaluation: Evaluation) -> None:
+    if (config.safety_suite is None) != (evaluation.safety_suite is None):
+        raise Invalid(
+            "the attempt's configuration has only one of safetySuite and evaluation.safetySuite; recreate the resource"
+        )
+    if config.safety_suite is not None and config.safety_filter is None:
+        raise Invalid(
+            "spec.evaluation.safetySuite is given, but nothing judges the replies to it; name an "
+            "evaluation.safetyFilter, or remove the suite"
+        )
 
 
 def _given(config: AttemptConfig) -> dict[str, Located | None]:
