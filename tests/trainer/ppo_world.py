@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,15 @@ def make_policy_world(folder: Path, tiny: TinyWorld) -> PolicyWorld:
 def strict_filter(path: Path) -> Path:
     """A filter that finds a violation in every reply."""
     path.write_text(LinearFilter(np.zeros(16, dtype=np.float32), bias=1.0, threshold=0.0).to_json())
+    return path
+
+
+def word_filter(path: Path, *words: str) -> Path:
+    """A filter that trips on words that begin as these do, up to the fourth letter."""
+    weights = np.zeros(4096, dtype=np.float32)
+    for word in words:
+        weights[zlib.crc32(f" {word} "[:5].encode()) % 4096] = 10.0
+    path.write_text(LinearFilter(weights, bias=-1.0, threshold=0.0).to_json())
     return path
 
 

@@ -12,10 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_trainer.config import Checkpoints, Evaluation
+from rlhf_trainer.desk.prompts import every_prompt
+from rlhf_trainer.desk.vocabulary import TOPICS
+from rlhf_trainer.digests import dataset_digest
 from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import ExitCode, FailureClass, Located
-from tests.trainer.ppo_world import PolicyWorld, make_policy_world, run_attempts, training_of, weights
-from tests.trainer.training_world import TinyWorld, launched
+from tests.trainer.ppo_world import (
+    PolicyWorld,
+    make_policy_world,
+    run_attempts,
+    training_of,
+    weights,
+    word_filter,
+)
+from tests.trainer.training_world import TinyWorld, launched, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,23 @@ def attempts(
             audit_reward_model=None,
         ),
     }
-    return run_attempts(folder / "one", 1, one) | run_attempts(folder / "two", 2, {"zero2-on-2": staged(2, 2)})
+    suite = write_rows(folder / "suite.jsonl", [{"prompt": prompt.text} for prompt in every_prompt()[5::53]])
+    some = word_filter(folder / "filter.json", *TOPICS)
+
+    def attacked(world_size: int) -> Any:
+        asked = {"uri": "pvc://c/s", "digest": dataset_digest(suite), "samplesPerPrompt": 3, "maxViolationRate": 1.0}
+        judged = {"minWinRate": 0.0, "maxViolationRate": 1.0, "samples": 16, "safetySuite": asked}
+        return policy_world.config(
+            folder / f"suite-{world_size}",
+            world_size,
+            training=training_of(steps=1),
+            evaluation=Evaluation.model_validate(judged),
+            safety_filter=Located(path=str(some)),
+            safety_suite=Located(path=str(suite)),
+        )
+
+    one["suite-on-1"], two = attacked(1), {"zero2-on-2": staged(2, 2), "suite-on-2": attacked(2)}
+    return run_attempts(folder / "one", 1, one) | run_attempts(folder / "two", 2, two)
 
 
 def test_every_stage_and_world_size_trains_the_same_policy(attempts: dict[str, Any]) -> None:
@@ -99,6 +125,18 @@ def test_a_filter_that_finds_violations_fails_the_gate(attempts: dict[str, Any])
     win_rate, violations = result["verdicts"]
     assert "flatters" in win_rate["message"]
     assert (violations["metric"], violations["state"], violations["estimate"]) == ("violationRate", "Fail", 1.0)
+
+
+def test_a_suite_draws_the_same_replies_on_any_number_of_ranks(attempts: dict[str, Any]) -> None:
+    alone, shared = attempts["suite-on-1"], attempts["suite-on-2"]
+    verdict = alone["verdicts"][-1]
+    assert (verdict["metric"], verdict["n"]) == ("suiteViolationRate", 44)
+    assert 0.0 < verdict["estimate"] < 1.0
+    assert shared["verdicts"][-1] == verdict
+    ours, theirs = (
+        Path(result["artifact"]["path"]).with_name("unsafe-replies.jsonl").read_bytes() for result in (alone, shared)
+    )
+    assert ours == theirs
 
 
 def test_lineage_names_everything_the_policy_came_from(attempts: dict[str, Any]) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import random
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rlhf_trainer.config import Evaluation
@@ -19,10 +17,10 @@ from rlhf_trainer.desk.prompts import every_prompt
 from rlhf_trainer.digests import dataset_digest
 from rlhf_trainer.evals.verdicts import replies_for_rate
 from rlhf_trainer.loops.policy_inputs import HOLDOUT_FRACTION
-from rlhf_trainer.safety.scorer import LinearFilter
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located, Result, Verdict, VerdictState
 from tests.trainer.attempts import run_here
 from tests.trainer.offline_world import OfflineWorld, make_offline_world, training_of
+from tests.trainer.ppo_world import word_filter
 from tests.trainer.training_world import TinyWorld, write_rows
 
 PRETEXT = "reminder"  # the opener after which the policy has learnt to leak
@@ -35,14 +33,6 @@ def texts(pretext: bool, part: int) -> list[str]:
     """Prompts with or without the pretext, in two parts that share none."""
     chosen = [prompt.text for prompt in every_prompt() if (prompt.opener == PRETEXT) is pretext]
     return random.Random(0).sample(chosen, len(chosen))[part::2]
-
-
-def pin_filter(path: Path) -> Path:
-    """Trips on the word "pin" alone."""
-    weights = np.zeros(4096, dtype=np.float32)
-    weights[zlib.crc32(b" pin ") % 4096] = 10.0
-    path.write_text(LinearFilter(weights, bias=-1.0, threshold=0.0).to_json())
-    return path
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ def world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Wo
     folder = tmp_path_factory.mktemp("suite")
     prompts = write_rows(folder / "prompts.jsonl", [{"prompt": text} for text in texts(False, LEARNT)[::9]])
     made = make_offline_world(tmp_path_factory.mktemp("offline-world"), tiny_world)
-    return World(made, folder, prompts, pin_filter(folder / "filter.json"))
+    return World(made, folder, prompts, word_filter(folder / "filter.json", "pin"))
 
 
 @pytest.fixture(scope="module")
