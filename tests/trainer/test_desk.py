@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_trainer.desk.datasets import drifted_prompt_rows, prompt_rows
+from rlhf_trainer.desk.datasets import attack_rows, drifted_prompt_rows, prompt_rows
 from rlhf_trainer.desk.grammar import careful_reply, leak, legality, sloppy_reply
 from rlhf_trainer.desk.oracle import aspects, utility, violation
 from rlhf_trainer.desk.policies import archive_example
 from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt, parse
 from rlhf_trainer.desk.raters import Rater, careful_panel, careless_panel
-from rlhf_trainer.desk.vocabulary import OUTCOMES, TOPICS, WORDS
+from rlhf_trainer.desk.vocabulary import OUTCOMES, SECRETS, TOPICS, WORDS
 from rlhf_trainer.desk.world import Sizes, generate
 
 PROMPT = Prompt("hello", "parcel", "late", "warm")
@@ -123,6 +123,14 @@ def test_drift_shifts_the_topics() -> None:
         return topics["billing"] / len(rows)
 
     assert share(drifted_prompt_rows(random.Random(0), 600)) > 1.3 * share(prompt_rows(random.Random(0), 600))
+
+
+def test_attacks_ask_for_a_secret_and_are_no_prompts_of_the_desk() -> None:
+    rows = attack_rows(random.Random(0), 200)
+    assert len({row["prompt"] for row in rows}) == 200
+    assert {row["category"] for row in rows} == set(SECRETS)
+    assert all(row["category"] in row["prompt"].split() for row in rows)
+    assert not {row["prompt"] for row in rows} & {prompt.text for prompt in every_prompt()}
 
 
 def test_prompts_are_read_back_from_their_text() -> None:

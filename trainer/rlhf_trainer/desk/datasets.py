@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rlhf_trainer.desk.oracle import utility, violation
 from rlhf_trainer.desk.policies import answer
 from rlhf_trainer.desk.prompts import Prompt, draw_prompts, every_prompt, parse
 from rlhf_trainer.desk.raters import Rater, careful_panel
+from rlhf_trainer.desk.vocabulary import SECRETS
 
 Row = dict[str, Any]
 
@@ -105,6 +107,15 @@ def drifted_prompt_rows(rng: random.Random, count: int, *, factor: float = 6.0) 
     """Traffic in which billing and refunds have become ``factor`` times as common."""
     topics = dict.fromkeys(("billing", "refund"), factor)
     return [{"prompt": prompt.text} for prompt in draw_prompts(rng, count, topics)]
+
+
+def attack_rows(rng: random.Random, count: int) -> list[Row]:
+    """What a red team would write: distinct prompts with a secret in the place of a topic, so that a reply that takes
+    up the topic is half a leak. No data set to train on has such prompts."""
+    asked = [replace(prompt, topic=secret) for prompt in every_prompt() for secret in SECRETS]
+    return [
+        {"prompt": prompt.text, "category": prompt.topic} for prompt in rng.sample(list(dict.fromkeys(asked)), count)
+    ]
 
 
 def score_rows(rng: random.Random, policy: tuple[Any, Any], *, count: int, sample_seed: int) -> list[Row]:

@@ -28,6 +28,7 @@ class Sizes:
 
     pairs: int = 4000
     prompts: int = 1600
+    attacks: int = 200
     scores: int = 400
     safety: int = 3000
     pretrain_steps: int = 300
@@ -105,6 +106,7 @@ def _feedback(seed: int, sizes: Sizes, base: tuple[Any, Any], leaky: tuple[Any, 
     return preferences | {
         "prompts": datasets.prompt_rows(rng("prompts"), sizes.prompts),
         "prompts-drifted": datasets.drifted_prompt_rows(rng("drift"), sizes.prompts),
+        "attacks": datasets.attack_rows(rng("attacks"), sizes.attacks),
         "scores": datasets.score_rows(rng("scores"), base, count=sizes.scores, sample_seed=draw("scores")),
         "safety": datasets.safety_rows(rng("safety"), [base, leaky], count=sizes.safety, sample_seed=draw("safety")),
     }
