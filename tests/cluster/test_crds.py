@@ -212,6 +212,13 @@ def test_the_way_to_the_data_changes_while_nothing_runs_and_the_data_never(objec
     assert "spec.preferences is immutable" in objects.refusal(changed(body, {"spec.preferences.uri": "s3://b/x"}))
 
 
+def test_a_store_may_hold_a_safety_suite_alone(objects) -> None:
+    suite = {"uri": "s3://red-team/suite.jsonl", "digest": "sha256:" + "6" * 64, "maxViolationRate": 0.05}
+    stored = changed(example("dpo"), {"spec.objectStore": {"secretRef": {"name": "s"}}})
+    assert "this job has none" in objects.refusal(stored)
+    assert objects.refusal(changed(stored, {"spec.evaluation.safetySuite": suite})) == ""
+
+
 @pytest.mark.parametrize("file", JOBS)
 def test_pods_and_limits_change_while_nothing_runs(objects, file: str) -> None:
     new = example(file)
