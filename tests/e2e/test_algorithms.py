@@ -119,6 +119,11 @@ def desk(cluster_with_operator: Cluster, server: S3Server) -> Iterator[Desk]:
     made.policy(
         "sft",
         {"algorithm": "SFT", "steps": 12, "promptsPerStep": 32},
+        evaluation={
+            "safetyFilter": made.source(FILTER),
+            "safetySuite": {**made.source("feedback/attacks.jsonl"), "maxViolationRate": 1.0},
+            **LENIENT,
+        },
         demonstrations=made.source("feedback/demonstrations.jsonl"),
     )
     made.policy(
@@ -220,7 +225,8 @@ def test_a_reward_model_is_made_from_an_object_store_once_its_secret_is_there(de
 
 def test_sft_learns_demonstrations_and_only_its_safety_is_judged(desk: Desk) -> None:
     status = desk.finished("sft")
-    assert verdicts(status) == {"violationRate": "Pass"}
+    assert verdicts(status) == {"violationRate": "Pass", "suiteViolationRate": "Pass"}
+    assert status["lineage"]["safetySuite"] == desk.source("feedback/attacks.jsonl")["digest"]
     assert condition(status, "Validated") == ("True", "AsExpected")
     assert status["lineage"]["demonstrations"] == desk.source("feedback/demonstrations.jsonl")["digest"]
 
