@@ -21,3 +21,8 @@ OFFLINE: dict[str, dict[str, Any]] = {
     "SFT": {},
     "Distillation": {"distillation": {"divergence": "jensenShannon"}, "samples_per_prompt": 2},
 }
+# Other losses of an algorithm, with a path through the trainer of their own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "IPO": {"algorithm": "DPO", "dpo": {"loss": "ipo", "beta": 0.5}},
+    "sequence": {"algorithm": "Distillation", "distillation": {"mode": "sequence"}, "samples_per_prompt": 2},
+}
