@@ -18,15 +18,34 @@ from typing import Any
 import pytest
 
 from rlhf_trainer.config import Checkpoints
-from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
-from tests.trainer import offline_world, ppo_world
-from tests.trainer.algorithms import OFFLINE, ONLINE
-from tests.trainer.ppo_world import history, make_policy_world
-from tests.trainer.training_world import TinyWorld, training_of
+from rlhf_trainer.wire import AttemptConfig, FailureClass
+from tests.trainer.algorithms import LENGTH, SAFETY
+from tests.trainer.every_algorithm import LORA, REWARD_MODEL, EveryAlgorithm, staged
+from tests.trainer.ppo_world import history
+from tests.trainer.training_world import TinyWorld
 
 STEPS = 8
 EVERY = Checkpoints(every_steps=2, keep_last=2)
-ALGORITHMS = ("reward-model", *ONLINE, *OFFLINE)
+
+
+# Every algorithm with the options that make its state richest, the stages shared out; adapters and constraints besides.
+CASES = {
+    "reward-model-1": staged(REWARD_MODEL, 1),
+    "reward-model-lora-3": staged(REWARD_MODEL, 3, **LORA),
+    "ppo-2": staged("ppo", 2),
+    "ppo-constrained-3": staged("ppo", 3, constraints=[LENGTH, SAFETY], ppo={"critic": "shared"}),
+    "grpo-2": staged("grpo", 2),
+    "grpo-lora-3": staged("grpo", 3, **LORA),
+    "rloo-constrained-1": staged("rloo", 1),
+    "reinforce-3": staged("reinforce", 3),
+    "best-of-n-0": staged("best-of-n", 0),
+    "DPO-3": staged("DPO", 3),
+    "KTO-lora-1": staged("KTO", 1, **LORA),
+    "SFT-0": staged("SFT", 0),
+    "Distillation-2": staged("Distillation", 2),
+    "IPO-0": staged("IPO", 0),
+    "sequence-lora-2": staged("sequence", 2, **LORA),
+}
 
 # Every attempt is a process of its own, forked from one that has DeepSpeed loaded. The kill is armed in the step that
 # was drawn and comes up to a step's time later, from a thread: a busy machine delays it with the rest, and at the end
@@ -106,27 +125,18 @@ class Killed:
         return found
 
 
-def configure(name: str, tiny: TinyWorld, folder: Path) -> Configure:
+def configure(every: EveryAlgorithm, case: str) -> Configure:
     """Output folder and attempt number → the attempt."""
-    if name == "reward-model":
-        training = training_of(epochs=1, global_batch_size=32, ensemble={"members": 2})
-        return lambda output, attempt: tiny.config(output, training=training, attempt=attempt, checkpoints=EVERY)
-    if name in OFFLINE:
-        given = offline_world.make_offline_world(folder, tiny)
-        fixed = offline_world.training_of(name, **{**OFFLINE[name], "steps": STEPS})
-        return lambda output, attempt: given.config(output, fixed, attempt=attempt, checkpoints=EVERY)
-    world = make_policy_world(folder, tiny)
-    small = {"steps": STEPS, "prompts_per_step": 4, "samples_per_prompt": 2}
-    online = ppo_world.training_of(**{**small, **ONLINE[name]})
-    filtered = {"safety_filter": Located(path=str(ppo_world.strict_filter(folder / "filter.json")))}
-    return lambda output, attempt: world.config(
-        output, training=online, attempt=attempt, checkpoints=EVERY, evaluation=ppo_world.NO_GATE, **filtered
+    algorithm, changes = CASES[case]
+    fixed = {"epochs": 1, "global_batch_size": 32} if algorithm == REWARD_MODEL else {"steps": STEPS}
+    return lambda output, attempt: every.attempt(
+        algorithm, output, 1, {**fixed, **changes}, attempt=attempt, checkpoints=EVERY
     )
 
 
-def plan(name: str, tiny: TinyWorld, folder: Path) -> Killed:
+def plan(every: EveryAlgorithm, case: str, folder: Path) -> Killed:
     folder.mkdir()
-    config = configure(name, tiny, folder)
+    config = configure(every, case)
     drawn = random.SystemRandom()
     run = Killed(
         step=drawn.randint(EVERY.every_steps + 1, STEPS - 2),
@@ -145,7 +155,8 @@ def plan(name: str, tiny: TinyWorld, folder: Path) -> Killed:
 @pytest.fixture(scope="module")
 def runs(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Killed]:
     folder = tmp_path_factory.mktemp("killed")
-    runs = {name: plan(name, tiny_world, folder / name) for name in ALGORITHMS}
+    every = EveryAlgorithm(folder / "world", tiny_world)
+    runs = {case: plan(every, case, folder / case) for case in CASES}
     arguments = []
     for run in runs.values():
         killed = f"{run.path('killed')}@{run.step}:{STEPS - 1}:{run.delay}"
@@ -156,9 +167,9 @@ def runs(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dic
     return runs
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_killed_run_ends_as_an_undisturbed_one(runs: dict[str, Killed], name: str) -> None:
-    run = runs[name]
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_ends_as_an_undisturbed_one(runs: dict[str, Killed], case: str) -> None:
+    run = runs[case]
     whole, resumed = run.result("whole"), run.result("resumed")
     assert whole["failureClass"] == resumed["failureClass"] == FailureClass.SUCCESS, (whole, resumed)
     assert "resumedFrom" in resumed, f"killed {run.delay:.4f} s after step {run.step}, and nothing was resumed"
