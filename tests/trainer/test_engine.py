@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 from torch import nn
+from rlhf_trainer.config import Precision
 from rlhf_trainer.distributed import join, leave
 from rlhf_trainer.engine import Engine, EngineOptions
 from rlhf_trainer.exits import Diverged
@@ -28,6 +30,7 @@ def module():
 
 def step(engine, index):
     rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(index))[world.share(8)]
+    rows = rows.to(next(engine.module.parameters()).dtype)
     parts = engine.micro_batches()
     losses = [engine.backward((engine(rows[part]) - rows[part].sum(1, keepdim=True)).square().mean()) for part in parts]
     engine.step(0.05 / (index + 1))
@@ -49,6 +52,14 @@ for stage in range(4):
         if micro == 4:
             engine.load(path)
             report[name + "/resumed"] = [step(engine, index) for index in (3, 4)]
+        engine.close()
+    for precision in (Precision.FLOAT32, Precision.BFLOAT16):
+        options = EngineOptions(stage, 0.1, rows_per_step=8, weight_decay=0.5, precision=precision)
+        engine = Engine(module(), options, world)
+        report[f"{stage}/{precision.value}/norm"] = step(engine, 0)[1]
+        report[f"{stage}/{precision.value}"] = {
+            key: value.flatten().tolist() for key, value in engine.state_dict().items()
+        }
         engine.close()
 
 engine = Engine(module(), EngineOptions(2, 0.1, rows_per_step=8), world)
@@ -94,6 +105,17 @@ def test_the_path_leads_somewhere(reports: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_a_resumed_engine_repeats_the_very_numbers(reports: list[dict[str, Any]], stage: int) -> None:
     assert reports[0][f"{stage}/4/resumed"] == reports[0][f"{stage}/4"][3:]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_first_update_is_the_same_in_bfloat16(reports: list[dict[str, Any]], stage: int) -> None:
+    """Adam's first step moves a weight by the learning rate, 0.05, and decay by a fortieth of the weight. bfloat16
+    rounds the outcome, and may turn a gradient near 0 around."""
+    expected, seen = (reports[0][f"{stage}/{precision}"] for precision in ("float32", "bfloat16"))
+    apart = [abs(a - b) for key in expected for a, b in zip(seen[key], expected[key], strict=True)]
+    assert 0 < median(apart) < 0.001
+    norms = [reports[0][f"{stage}/{precision}/norm"] for precision in ("float32", "bfloat16")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
 def test_ranks_agree_and_only_the_first_holds_whole_weights(reports: list[dict[str, Any]]) -> None:

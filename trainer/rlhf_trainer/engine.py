@@ -110,6 +110,8 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(), dist_init_required=False
         )
+        if options.zero_stage == 0 and self._engine.bfloat16_enabled():
+            _forget_first_step(self._engine.optimizer)
 
     @property
     def module(self) -> nn.Module:
@@ -160,7 +162,7 @@ class Engine:
         if self._pending != expected:
             raise RuntimeError(f"step() after {self._pending} of {expected} backward passes; see micro_batches()")
         if self.options.zero_stage == 0:  # whole gradients, already averaged; DeepSpeed keeps no norm of them
-            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            gradients = [each.grad.float() for each in self.module.parameters() if each.grad is not None]
             self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
         self._pending = 0
@@ -280,6 +282,13 @@ def _make_universal(source: Path, target: Path) -> None:
     )
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         converter.main(options)
+
+
+def _forget_first_step(optimizer: Any) -> None:
+    """DeepSpeed makes the states of its bfloat16 optimiser without ZeRO by a step without gradients. That step decays
+    the master weights and counts in Adam's bias correction, so that the first real update would be a quarter short."""
+    optimizer.refresh_fp32_params()
+    optimizer.optimizer.state.clear()
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> Sequence[dict[str, Any]]:
