@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_trainer.checkpoint import Component
+from rlhf_trainer.components import JsonState
 from rlhf_trainer.config import GuardrailAction, GuardrailMetric, TrainingGuardrail
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Preempted
 from rlhf_trainer.guardrails import Guardrails
 from rlhf_trainer.loops.common import Session, StopSignal
+from rlhf_trainer.loops.observers import Observation
 from rlhf_trainer.metrics import CATALOGUE, reference
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard, StatusServer
@@ -121,6 +124,43 @@ def test_a_stop_wish_saves_at_the_step_and_a_bad_figure_does_not(session: Sessio
     with pytest.raises(Diverged, match="step 2: loss not finite"):
         session.finish_step(2, {"loss": float("nan")})
     assert session.last_checkpoint.step == 1
+
+
+class Look:
+    """An observer that shows life while it looks, as one that samples replies does."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.seen = session, 0
+
+    def components(self) -> dict[str, Component]:
+        return {"look": JsonState(self.session.world, lambda: {"seen": self.seen}, self.restore)}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+    def observe(self, done: int, total: int) -> Observation:
+        assert done < total
+        self.session.pulse()
+        self.seen = done
+        return Observation()
+
+    def acknowledge(self) -> None:
+        raise AssertionError("nothing breached")
+
+
+def test_a_stop_wish_before_or_in_a_look_saves_the_step_and_the_look(session: Session) -> None:
+    session.observers.append(Look(session))
+    session.begin({}, 100)
+    session.stop.received = True
+    with pytest.raises(Preempted, match="after step 1; the checkpoint of this step is published"):
+        session.finish_step(1, {"loss": 0.5})
+    resumed = Session(session.config, session.world, session.board, session.ranks, StopSignal(), lambda: NOW)
+    look = Look(resumed)
+    resumed.observers.append(look)
+    assert (resumed.begin({}, 100), look.seen) == (1, 1)
+    resumed.stop.received = True
+    with pytest.raises(Preempted, match="outside a training step; 1 of 100 steps are done and saved"):
+        resumed.pulse()
 
 
 def test_a_metric_outside_the_catalogue_is_refused() -> None:

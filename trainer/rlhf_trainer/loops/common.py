@@ -32,7 +32,7 @@ from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Invalid, Preempted
 from rlhf_trainer.guardrails import Guardrails
 from rlhf_trainer.history import History
-from rlhf_trainer.loops.observers import Observer, first
+from rlhf_trainer.loops.observers import Observation, Observer, first
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard
 from rlhf_trainer.tracking.background import Background
@@ -98,6 +98,7 @@ class Session:
     _tracker: Background | None = None
     _total: int = 0
     _step_began: float = 0.0
+    _observing: bool = False
 
     def __post_init__(self) -> None:
         self._guardrails = Guardrails(self.config.guardrails)
@@ -162,7 +163,7 @@ class Session:
         self.done = done
         seconds = time.monotonic() - self._step_began
         judgement = self._guardrails.judge(done, metrics)
-        seen = tuple(observer.observe(done, self._total) for observer in self.observers)
+        seen = self._observe(done)
         figures = {**metrics, "stepSeconds": seconds}
         figures |= {name: value for one in seen for name, value in one.figures.items()}
         self.board.step(done, figures, (*judgement.reports, *(report for one in seen for report in one.reports)))
@@ -204,14 +205,22 @@ class Session:
         self.ranks.beat()
 
     def pulse(self) -> None:
-        """Between steps (loading, evaluating): shows life and gives way to SIGTERM."""
+        """Between steps (loading, evaluating): shows life and gives way to SIGTERM. While observers look at a step it
+        only shows life: the step is saved first."""
         self.ranks.beat()
-        if self.world.any(self.stop.received):
+        if not self._observing and self.world.any(self.stop.received):
             raise Preempted(f"SIGTERM outside a training step; {self.done} of {self._total} steps are done and saved")
 
     def close(self, result: Result) -> None:
         """Tells the tracker how the attempt ended; nothing that goes wrong with it matters any more."""
         close_tracker(self._tracker, result)
+
+    def _observe(self, done: int) -> tuple[Observation, ...]:
+        self._observing = True
+        try:
+            return tuple(observer.observe(done, self._total) for observer in self.observers)
+        finally:
+            self._observing = False
 
     def _save(self) -> None:
         self.last_checkpoint = self._store.save(self.done, self._components)
