@@ -1,4 +1,7 @@
-"""SIGKILL at every file operation of a save: what is published is always whole, and something is always there."""
+"""SIGKILL at every file operation of a save: what is published is always whole, and something is always there.
+
+With two ranks one of them is killed, either in turn, and the other is left to find out.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ from typing import Any
 
 import pytest
 
-# Every kill point is a process of its own, forked from one that has torch loaded already. The audit hook counts the
-# file operations below the run's folder (open, mkdir, rename, rmtree, ...) and kills before the n-th.
+# The ranks of every kill point are processes of their own, forked from one that has torch loaded already. The audit
+# hook counts the file operations of the victim below the run's folder (open, mkdir, rename, rmtree, ...) and kills
+# before the n-th. Peers meet through a file beside that folder.
 SCRIPT = """
 import json, os, shutil, signal, sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-import torch
+import numpy.ctypeslib, numpy.random, torch, torch.utils.serialization  # all that every child would import anew
 torch.set_num_threads(1)
 from rlhf_trainer import checkpoint_store
 from rlhf_trainer.checkpoint import newest_verified, published, read_manifest, verify, CheckpointRefused
 from rlhf_trainer.components import JsonState, RandomState, TensorState
 from rlhf_trainer.distributed import join
 
-root, careless = Path(sys.argv[1]), sys.argv[2] == "careless"
+root, careless, ranks = Path(sys.argv[1]), sys.argv[2] == "careless", int(sys.argv[3])
 NAMES = ["klController", "random", "rewardNormaliser"]
 DIGEST = "sha256:d"
 
@@ -40,7 +44,11 @@ def components(world, value):
         "random": RandomState(world),
     }
 
-def save_until(run, point):
+def save_until(run, rank, point):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
+    if ranks > 1:
+        store = torch.distributed.FileStore(f"{run}.peers", ranks)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     world = join(timedelta(seconds=60))
     store = checkpoint_store.CheckpointStore(run, 1, DIGEST, 2, world, lambda: datetime.now(UTC))
     store.save(1, components(world, 1))
@@ -57,7 +65,16 @@ def save_until(run, point):
         checkpoint_store._publish = rename_first
     store.save(3, components(world, 3))  # a new step, with one to prune
     store.save(2, components(world, 4))  # a step that was there before
-    os._exit(0)
+
+def child(run, rank, point):
+    process = os.fork()
+    if process == 0:
+        try:
+            save_until(run, rank, point)
+            os._exit(0)
+        finally:  # a peer that was left alone
+            os._exit(1)
+    return process
 
 def state_of(run):
     broken = []
@@ -72,27 +89,33 @@ def state_of(run):
         assert value == found.manifest.step or (found.manifest.step, value) == (2, 4), (found.path, value)
     return {"broken": broken, "newest": found and found.manifest.step}
 
+def killed_at(run, victim, point):
+    # Whether the victim got to its end instead.
+    run.mkdir(parents=True)
+    processes = [child(run, rank, point if rank == victim else None) for rank in range(ranks)]
+    statuses = [os.waitpid(process, 0)[1] for process in processes]
+    ended = statuses == [0] * ranks
+    killed = os.WIFSIGNALED(statuses[victim]) and os.WTERMSIG(statuses[victim]) == signal.SIGKILL
+    assert ended or killed, f"rank {victim}, point {point}: wait statuses {statuses}"
+    return ended
+
 report = []
-for point in range(1, 10_000):
-    run = root / str(point)
-    child = os.fork()
-    if child == 0:
-        save_until(run, point)
-    _, status = os.waitpid(child, 0)
-    ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-    assert ended or os.WIFSIGNALED(status), f"point {point}: status {status}"
-    report.append({"point": point, **state_of(run)})
-    if ended or (careless and report[-1]["broken"]):
-        break
+for victim in range(ranks):
+    for point in range(1, 10_000):
+        run = root / f"{victim}-{point}"
+        ended = killed_at(run, victim, point)
+        report.append({"victim": victim, "point": point, **state_of(run)})
+        if ended or (careless and report[-1]["broken"]):
+            break
 print(json.dumps(report))
 """
 
 
-def killed_everywhere(folder: Path, mode: str) -> list[dict[str, Any]]:
+def killed_everywhere(folder: Path, mode: str, ranks: int) -> list[dict[str, Any]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(folder / "runs"), mode],
+        [sys.executable, str(script), str(folder / "runs"), mode, str(ranks)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -103,16 +126,18 @@ def killed_everywhere(folder: Path, mode: str) -> list[dict[str, Any]]:
     return report
 
 
-def test_a_kill_at_any_file_operation_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    report = killed_everywhere(tmp_path, "as-is")
-    assert len(report) > 30, "every open, rename and removal of two saves"
+def test_a_kill_of_either_rank_at_any_file_operation_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    report = killed_everywhere(tmp_path, "as-is", 2)
+    for victim, least in ((0, 60), (1, 15)):
+        points = sum(each["victim"] == victim for each in report)
+        assert points > least, "every open, rename and removal of two saves"
     assert [each for each in report if each["broken"]] == []
     assert {each["newest"] for each in report} == {2, 3}, "the one before, then the new one"
 
 
 def test_a_save_that_publishes_first_is_caught(tmp_path: Path) -> None:
     """Negative control: renaming before the manifest is written shows as a published folder that is not whole."""
-    report = killed_everywhere(tmp_path, "careless")
+    report = killed_everywhere(tmp_path, "careless", 1)
     assert any(each["broken"] for each in report)
 
 
