@@ -1,8 +1,9 @@
-"""The whole PPO attempt on the real engine: first step, every ZeRO stage, kill and resume."""
+"""The whole PPO attempt on the real engine: first step, every ZeRO stage, SIGTERM, kill and resume."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from rlhf_trainer.desk.prompts import every_prompt
 from rlhf_trainer.desk.vocabulary import TOPICS
 from rlhf_trainer.digests import dataset_digest
 from rlhf_trainer.safety.scorer import LinearFilter
-from rlhf_trainer.wire import ExitCode, FailureClass, Located
+from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located
+from tests.trainer.algorithms import LENGTH, SAFETY
 from tests.trainer.ppo_world import (
+    NO_GATE,
     PolicyWorld,
+    history,
     make_policy_world,
     run_attempts,
     training_of,
@@ -144,26 +148,51 @@ def test_lineage_names_everything_the_policy_came_from(attempts: dict[str, Any])
     assert "safetyFilter" in attempts["leaking"]["lineage"]
 
 
-def test_a_killed_run_resumes_to_the_same_policy(policy_world: PolicyWorld, tmp_path: Path) -> None:
-    """Two ranks killed without warning: the next attempt goes on and publishes the artifact of an undisturbed run."""
-    training = training_of(steps=12)
+def test_a_run_stopped_then_killed_ends_as_an_undisturbed_one(
+    policy_world: PolicyWorld, safety_filter: Path, tmp_path: Path
+) -> None:
+    """Two ranks with sharded weights and constraints. SIGTERM saves and exits 20; of the next attempt one rank, drawn
+    at random, is killed without warning and the launcher ends the other; the third goes on to the same artifact."""
+    training = training_of(steps=12, deepspeed={"zero_stage": 3}, constraints=[LENGTH, SAFETY])
 
-    def config(output: str, attempt: int = 1) -> Any:
-        every = Checkpoints(every_steps=2, keep_last=3)
-        return policy_world.config(tmp_path / output, 2, training=training, attempt=attempt, checkpoints=every)
+    def config(output: str, attempt: int = 1) -> AttemptConfig:
+        return policy_world.config(
+            tmp_path / output,
+            2,
+            training=training,
+            attempt=attempt,
+            checkpoints=Checkpoints(every_steps=1, keep_last=3),
+            evaluation=NO_GATE,
+            safety_filter=Located(path=str(safety_filter)),
+        )
 
     with launched(config("whole"), tmp_path / "pod-whole") as undisturbed:
         assert undisturbed.wait() == ExitCode.SUCCESS, undisturbed.output()
-    with launched(config("killed"), tmp_path / "pod-killed") as killed:
-        killed.until_step(4)
-        for state in killed.ranks().values():
-            os.kill(state.pid, signal.SIGKILL)
-        assert killed.wait() != ExitCode.SUCCESS
-    with launched(config("killed", attempt=2), tmp_path / "pod-resumed") as resumed:
+    with launched(config("disturbed"), tmp_path / "pod-stopped") as stopped:
+        stopped.until_step(2)
+        stopped.process.send_signal(signal.SIGTERM)
+        assert stopped.wait() == ExitCode.PREEMPTED == 20, stopped.output()
+    first = stopped.message()
+    assert first.checkpoint is not None
+    assert 2 <= first.checkpoint.step == first.step < 12
+    victim = random.SystemRandom().randrange(2)
+    with launched(config("disturbed", attempt=2), tmp_path / "pod-killed") as killed:
+        killed.until_step(first.step + 1)
+        ranks = killed.ranks()
+        os.kill(ranks[victim].pid, signal.SIGKILL)
+        assert killed.wait() == ExitCode.UNKNOWN, killed.output()
+    second = killed.message()
+    assert f"rank {victim} was killed" in second.message
+    assert not any(Path(f"/proc/{rank.pid}").exists() for rank in ranks.values()), "the launcher ends the other rank"
+    with launched(config("disturbed", attempt=3), tmp_path / "pod-resumed") as resumed:
         assert resumed.wait() == ExitCode.SUCCESS, resumed.output()
-    first, second = undisturbed.message(), resumed.message()
-    assert second.resumed_from is not None
-    assert 4 <= second.resumed_from.step < 12
-    assert first.artifact is not None
-    assert second.artifact is not None
-    assert second.artifact.digest == first.artifact.digest
+    expected, third = undisturbed.message(), resumed.message()
+    assert third.resumed_from is not None
+    assert third.resumed_from == second.checkpoint
+    steps = history(config("whole"))
+    for attempt, start in ((1, 0), (2, first.step), (3, third.resumed_from.step)):
+        taken = history(config("disturbed", attempt))
+        assert taken == steps[start : start + len(taken)], f"attempt {attempt}, rank {victim} was killed in attempt 2"
+    assert expected.artifact is not None
+    assert third.artifact is not None
+    assert third.artifact.digest == expected.artifact.digest
