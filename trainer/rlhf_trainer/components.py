@@ -54,7 +54,7 @@ class TensorState:
 
 
 class RandomState:
-    """Python, numpy and torch (CPU and CUDA) generators of every rank.
+    """Generators of every rank: Python's, numpy's, torch's of the CPU and of the rank's own device.
 
     The loops draw from ``randomness``, which needs no state; this covers what a library draws behind their back.
     """
@@ -67,7 +67,7 @@ class RandomState:
             "python": random.getstate(),
             "numpy": np.random.get_state(),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "device": torch.cuda.get_rng_state(self._world.device) if self._on_cuda else None,
         }
         torch.save(state, folder / f"rank-{self._world.rank}.pt")
 
@@ -83,5 +83,10 @@ class RandomState:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all(state["cuda"])
+        # Of this rank's device alone: where the state is loaded, there may be fewer devices or none.
+        if self._on_cuda and state.get("device") is not None:
+            torch.cuda.set_rng_state(state["device"], self._world.device)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._world.device.type == "cuda"
