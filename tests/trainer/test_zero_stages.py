@@ -5,7 +5,6 @@ Stages differ in where things lie and in nothing else: figures of every step and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +14,53 @@ import torch
 from rlhf_trainer.config import Checkpoints, GuardrailMetric
 from rlhf_trainer.preflight_training import reported
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Located
-from tests.trainer import offline_world, training_world
-from tests.trainer.algorithms import OFFLINE, ONLINE
-from tests.trainer.offline_world import OfflineWorld, make_offline_world
-from tests.trainer.ppo_world import NO_GATE, history, run_attempts, strict_filter, training_of, weights
+from tests.trainer import training_world
+from tests.trainer.algorithms import ONLINE, VARIANTS
+from tests.trainer.every_algorithm import ALGORITHMS, LORA, REWARD_MODEL, EveryAlgorithm
+from tests.trainer.ppo_world import history, run_attempts, weights
 from tests.trainer.training_world import TinyWorld
 
-STAGES = (0, 1, 2, 3)
-REACHES: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": {"rank": 2, "alpha": 8.0}}}
-REWARD_MODEL = "reward-model"
-ALGORITHMS = (REWARD_MODEL, *ONLINE, *OFFLINE)
+# A variant shares all but its loss with its algorithm: two stages do, and float32.
+STAGES = {algorithm: (0, 3) if algorithm in VARIANTS else (0, 1, 2, 3) for algorithm in ALGORITHMS}
+ROUNDED = [algorithm for algorithm in ALGORITHMS if algorithm not in VARIANTS]
+REACHES: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA}
+COMPARED = [
+    (algorithm, reach, stage) for algorithm in ALGORITHMS for reach in REACHES for stage in STAGES[algorithm][1:]
+]
 LEARNING_RATE = 0.01
-# Two optimiser steps per attempt, each of two backward passes on either rank.
-ROWS: dict[str, Any] = {"steps": 2, "prompts_per_step": 4, "samples_per_prompt": 2, "micro_batch_size": 2}
 
 
-def attempt(world: OfflineWorld, tiny: TinyWorld, output: Path, algorithm: str, changes: Mapping[str, Any]) -> Any:
-    """Two steps of ``algorithm`` on two ranks, with nothing to judge it by."""
-    changes = {**changes, "learning_rate": LEARNING_RATE}
-    checkpoints = Checkpoints(every_steps=100, keep_last=1)
+def settings(algorithm: str) -> dict[str, Any]:
+    """Two optimiser steps per attempt, each of two backward passes or more on either rank."""
     if algorithm == REWARD_MODEL:
-        small = training_world.write_rows(output.parent / "pairs.jsonl", training_world.preference_rows(48, seed=2))
-        training = training_world.training_of(global_batch_size=16, micro_batch_size=4, **changes)
-        return tiny.config(output, 2, training=training, checkpoints=checkpoints, preferences=Located(path=str(small)))
-    if algorithm in OFFLINE:
-        rows = {**ROWS, "prompts_per_step": 8, "samples_per_prompt": 1, **OFFLINE[algorithm], **changes}
-        training = offline_world.training_of(algorithm, **rows)
-        return world.config(output, training, 2, checkpoints=checkpoints, evaluation=NO_GATE)
-    own = ONLINE[algorithm]
-    once = {**own.get("ppo", {}), "epochs": 1, "mini_batches": 1, "critic_warmup_steps": 0}
-    training = training_of(**{**ROWS, **own, **changes, "ppo": once})
-    filtered = Located(path=str(strict_filter(output.parent / "filter.json")))
-    return world.policy.config(
-        output,
-        2,
-        training=training,
-        checkpoints=checkpoints,
-        safety_filter=filtered,
-        audit_reward_model=None,
-        evaluation=NO_GATE,
-    )
+        return {"learning_rate": LEARNING_RATE, "global_batch_size": 16, "micro_batch_size": 4}
+    rows: dict[str, Any] = {"steps": 2, "micro_batch_size": 2, "learning_rate": LEARNING_RATE}
+    if algorithm in ONLINE:
+        own = ONLINE[algorithm].get("ppo", {})
+        rows["ppo"] = {**own, "epochs": 1, "mini_batches": 1, "critic_warmup_steps": 0}
+    return rows
 
 
 @pytest.fixture(scope="module")
 def configs(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, AttemptConfig]:
     folder = tmp_path_factory.mktemp("zero-stages")
-    world = make_offline_world(folder / "world", tiny_world)
+    every = EveryAlgorithm(folder / "world", tiny_world)
+    pairs = training_world.write_rows(folder / "pairs.jsonl", training_world.preference_rows(48, seed=2))
     found = {}
     for algorithm in ALGORITHMS:
-        for reach, changes in REACHES.items():
-            for stage in STAGES:
-                name = f"{algorithm}-{reach}-{stage}"
-                options = {**changes, "deepspeed": {"zero_stage": stage}}
-                found[name] = attempt(world, tiny_world, folder / name, algorithm, options)
-        options = {"precision": "bfloat16", "deepspeed": {"zero_stage": 2}}
-        found[f"{algorithm}-bfloat16"] = attempt(world, tiny_world, folder / f"{algorithm}-bf16", algorithm, options)
+        wanted = {
+            f"{reach}-{stage}": {**changes, "deepspeed": {"zero_stage": stage}}
+            for reach, changes in REACHES.items()
+            for stage in STAGES[algorithm]
+        }
+        if algorithm in ROUNDED:
+            wanted["bfloat16"] = {"precision": "bfloat16", "deepspeed": {"zero_stage": 2}}
+        fields: dict[str, Any] = {"checkpoints": Checkpoints(every_steps=100, keep_last=1)}
+        if algorithm == REWARD_MODEL:
+            fields["preferences"] = Located(path=str(pairs))
+        for label, changes in wanted.items():
+            name = f"{algorithm}-{label}"
+            found[name] = every.attempt(algorithm, folder / name, 2, {**settings(algorithm), **changes}, **fields)
     return found
 
 
@@ -84,9 +75,7 @@ def trained(result: dict[str, Any]) -> dict[str, torch.Tensor]:
     return weights({"artifact": {"path": str(folder)}} if folder.exists() else result)
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
-@pytest.mark.parametrize("reach", REACHES)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("algorithm", "reach", "stage"), COMPARED)
 def test_every_stage_takes_the_path_of_stage_0(
     configs: dict[str, AttemptConfig], results: dict[str, Any], algorithm: str, reach: str, stage: int
 ) -> None:
@@ -123,7 +112,7 @@ def test_guardrails_may_watch_what_every_step_reports_and_nothing_else(
         assert {metric for metric in GuardrailMetric if metric.value in step} == reported(config)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ROUNDED)
 def test_bfloat16_learns_what_float32_learns_more_coarsely(
     configs: dict[str, AttemptConfig], results: dict[str, Any], algorithm: str
 ) -> None:
