@@ -28,22 +28,22 @@ STEPS = 8
 EVERY = Checkpoints(every_steps=2, keep_last=2)
 
 
-# Every algorithm with the options that make its state richest, the stages shared out; adapters and constraints besides.
+# Every algorithm with the options that make its state richest, the stages shared out; adapters, constraints and
+# bfloat16 besides.
 CASES = {
     "reward-model-1": staged(REWARD_MODEL, 1),
     "reward-model-lora-3": staged(REWARD_MODEL, 3, **LORA),
     "ppo-2": staged("ppo", 2),
     "ppo-constrained-3": staged("ppo", 3, constraints=[LENGTH, SAFETY], ppo={"critic": "shared"}),
-    "grpo-2": staged("grpo", 2),
     "grpo-lora-3": staged("grpo", 3, **LORA),
     "rloo-constrained-1": staged("rloo", 1),
-    "reinforce-3": staged("reinforce", 3),
+    "reinforce-bfloat16-3": staged("reinforce", 3, precision="bfloat16"),
     "best-of-n-0": staged("best-of-n", 0),
     "DPO-3": staged("DPO", 3),
     "KTO-lora-1": staged("KTO", 1, **LORA),
     "SFT-0": staged("SFT", 0),
     "Distillation-2": staged("Distillation", 2),
-    "IPO-0": staged("IPO", 0),
+    "IPO-bfloat16-0": staged("IPO", 0, precision="bfloat16"),
     "sequence-lora-2": staged("sequence", 2, **LORA),
 }
 
