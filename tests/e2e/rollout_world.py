@@ -127,7 +127,9 @@ class Users:
         self.answers.append(answer)
 
     def failures(self) -> list[Answer]:
-        return [answer for answer in self.answers if answer.status != 200]
+        """From the first whole answer on: until then the node may not route to new Services, and no status knows."""
+        first = next((at for at, answer in enumerate(self.answers) if answer.status == 200), 0)
+        return [answer for answer in self.answers[first:] if answer.status != 200]
 
     def by(self, arm: str) -> list[Answer]:
         return [answer for answer in self.answers if answer.arm == arm]
