@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -127,9 +128,7 @@ class Users:
         self.answers.append(answer)
 
     def failures(self) -> list[Answer]:
-        """From the first whole answer on: until then the node may not route to new Services, and no status knows."""
-        first = next((at for at, answer in enumerate(self.answers) if answer.status == 200), 0)
-        return [answer for answer in self.answers[first:] if answer.status != 200]
+        return [answer for answer in self.answers if answer.status != 200]
 
     def by(self, arm: str) -> list[Answer]:
         return [answer for answer in self.answers if answer.arm == arm]
@@ -184,6 +183,16 @@ class Rollout:
         }
         self.kubectl("create", "-f", "-", input=json.dumps(body))
         eventually("the first policy is served", lambda: self.phase() == "Healthy" and self.ready(), timeout=180)
+        eventually("the node routes to every Service", self.routed)  # which no status can know
+
+    def routed(self) -> bool:
+        addresses = [service["spec"]["clusterIP"] for service in self.items("services")]
+        for address in addresses:
+            try:
+                socket.create_connection((address, 8000), timeout=1).close()
+            except OSError:
+                return False
+        return bool(addresses)
 
     def patch(self, **spec: Any) -> None:
         self.kubectl("patch", "policyrollout", "desk", "--type=merge", "-p", json.dumps({"spec": spec}))
