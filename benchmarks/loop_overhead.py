@@ -16,7 +16,7 @@ from benchmarks.trl_peers.world import LENGTHS, SIZES, make
 CASES = [
     Case(algorithm, size, lengths)
     for size in SIZES
-    for algorithm in ("Reward", "DPO", "GRPO", "PPO")
+    for algorithm in ("Reward", "DPO", "GRPO", "RLOO", "PPO")
     for lengths in LENGTHS
 ]
 STEPS = {"60k": 50, "10M": 20}  # timed, of each side

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import subprocess
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +56,12 @@ class Report:
     def add(self, name: str, value: float, unit: str, *, samples: int, spread: str = "") -> None:
         self.rows.append(Row(name, value, unit, samples, spread, self._cores, self._versions, self._commit))
 
+    def keep(self, prefix: str) -> None:
+        """Rows as the last written report has them, with the commit of their run, for what was not measured anew."""
+        written = RESULTS / f"{self.name}.json"
+        rows = [Row(**row) for row in json.loads(written.read_text())] if written.exists() else []
+        self.rows += [row for row in rows if row.name.startswith(prefix)]
+
     def note(self, text: str) -> None:
         """A sentence under the table: what was compared, what the figure does not say."""
         self.notes.append(text)
@@ -64,9 +71,15 @@ class Report:
         lines += [f"| {r.name} | {r.value:.4g} | {r.unit} | {r.samples} | {r.spread} |" for r in self.rows]
         lines += ["", *(f"{note}\n" for note in self.notes)]
         described = ", ".join(f"{name} {version}" for name, version in self._versions.items())
-        lines += [f"{self._cores} core{'s' * (self._cores != 1)}; {described}; commit {self._commit}.", ""]
+        lines += [f"{self._cores} core{'s' * (self._cores != 1)}; {described}; {self._commits()}.", ""]
         lines += [f"Rerun: `{self._rerun}`", ""]
         return "\n".join(lines)
+
+    def _commits(self) -> str:
+        rows = Counter(row.commit for row in self.rows)
+        if len(rows) <= 1:
+            return f"commit {self._commit}"
+        return "commits " + ", ".join(f"{name} ({count} rows)" for name, count in rows.items())
 
     def write(self) -> None:
         RESULTS.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """Step time and memory of our loops against TRL's trainers: same models, same data, same generator lengths.
 
     python -m benchmarks trl_steps                      everything (on an idle machine; about 80 minutes)
-    python -m benchmarks.trl_steps GRPO-60k-spread ...  single comparisons; the report has all that are kept
+    python -m benchmarks.trl_steps GRPO-60k-spread ...  single comparisons; the report keeps what it has of the others
 
 Two processes of one thread each take turns, a step of ours, a step of theirs. TRL 1.16 is the peer; PPO left it in
 1.13, so that comparison installs 1.12 beside the rest, for itself. Losses are first shown to be equal.
@@ -9,7 +9,6 @@ Two processes of one thread each take turns, a step of ours, a step of theirs. T
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,13 +69,14 @@ def check_losses() -> None:
 def report(found: dict[str, dict[str, Any]]) -> None:
     page = Report("trl_steps", "Step time against TRL, one CPU thread", ("torch", "transformers", "deepspeed", "trl"))
     for case in CASES:
+        algorithm = case.algorithm.replace("_nogc", ", its gc taken out")
+        name = f"{algorithm}, {case.size}, {LENGTHS[case.lengths]}"
         if case.name not in found:
+            page.keep(name)
             continue
         kept = found[case.name]
         ours, theirs = kept["seconds"]
         peer = "TRL 1.12" if case.algorithm.startswith("PPO") else "TRL"
-        peer += ", its gc.collect taken out" if case.algorithm == "PPO_nogc" else ""
-        name = f"{case.algorithm.partition('_')[0]}, {case.size}, {LENGTHS[case.lengths]}"
         page.add(f"{name}: ours", 1000 * median(ours), "ms/step", samples=len(ours), spread=iqr(ours))
         page.add(f"{name}: {peer}", 1000 * median(theirs), "ms/step", samples=len(theirs), spread=iqr(theirs))
         ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
@@ -105,19 +105,18 @@ def report(found: dict[str, dict[str, Any]]) -> None:
 
 
 def main(names: list[str]) -> int:
-    kept = PEERS / "results.json"
     PEERS.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    found: dict[str, dict[str, Any]] = {}
     if not names:
         check_losses()
-        found = {}
-    for case in CASES:
-        if not names or case.name in names:
-            found[case.name] = compare(case)
-            kept.write_text(json.dumps(found))
-            ours, theirs = (median(side) for side in found[case.name]["seconds"])
-            print(f"{case.name}: {1000 * ours:.1f} / {1000 * theirs:.1f} ms = {ours / theirs:.2f}", flush=True)
-    report(found)
+    try:
+        for case in CASES:
+            if not names or case.name in names:
+                found[case.name] = compare(case)
+                ours, theirs = (median(side) for side in found[case.name]["seconds"])
+                print(f"{case.name}: {1000 * ours:.1f} / {1000 * theirs:.1f} ms = {ours / theirs:.2f}", flush=True)
+    finally:
+        report(found)  # cut short, a run keeps what it has
     return 0
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.trl_peers.pipe import Stepper
 from benchmarks.trl_peers.world import SAMPLES, SIZES, endless, limit
-from rlhf_trainer.algos.advantages import group_relative
+from rlhf_trainer.algos.advantages import group_relative, leave_one_out
 from rlhf_trainer.algos.bradley_terry import preference_loss
 from rlhf_trainer.algos.kl import k3_loss
 from rlhf_trainer.algos.normalization import per_sequence, per_token
@@ -130,18 +130,31 @@ def _grpo(world: Path, rows: int, lengths: str) -> tuple[nn.Module, Work]:
     return rollouts.lm, work
 
 
+def _rloo(world: Path, rows: int, lengths: str) -> tuple[nn.Module, Work]:
+    rollouts = Rollouts(world, rows, SAMPLES, lengths)
+
+    def work() -> torch.Tensor:
+        batch, rewards, reference = rollouts.take()
+        logprobs = score_tokens(rollouts.lm, batch, 1.0).logprobs
+        weights, old = per_token(batch.lengths, batch.width), logprobs.detach()
+        worth = rewards - 0.04 * (old - reference).sum(dim=1)
+        advantages = leave_one_out(worth, SAMPLES)[:, None] * batch.mask()
+        return policy_loss(logprobs, old, advantages, weights, Clip(0.2, 0.2)).loss
+
+    return rollouts.lm, work
+
+
 def _ppo(world: Path, rows: int, lengths: str) -> tuple[nn.Module, Work]:
-    """Two passes of the policy: the values of the first are needed to know what to learn in the second."""
+    """One pass: its values are known before what to learn from them is."""
     rollouts = Rollouts(world, rows, 1, lengths)
     module = SeparateCritic(rollouts.lm)
 
     def work() -> torch.Tensor:
         batch, rewards, reference = rollouts.take()
-        with torch.no_grad():
-            old, old_values, _ = module(batch, 1.0)
+        logprobs, values, _ = module(batch, 1.0)
+        old, old_values = logprobs.detach(), values.detach()
         weights, mask = per_token(batch.lengths, batch.width), batch.mask()
         returns = (rewards[:, None] - 0.04 * (old - reference)) * mask
-        logprobs, values, _ = module(batch, 1.0)
         critic = value_loss(values, old_values, returns, weights, clip=0.2)
         return policy_loss(logprobs, old, returns - old_values, weights, Clip(0.2, 0.2)).loss + 0.5 * critic
 
@@ -153,6 +166,7 @@ _WORK: dict[str, Callable[[Path, int, str], tuple[nn.Module, Work]]] = {
     "Reward": _reward,
     "DPO": _dpo,
     "GRPO": _grpo,
+    "RLOO": _rloo,
     "PPO": _ppo,
 }
 

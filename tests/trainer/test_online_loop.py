@@ -26,7 +26,8 @@ from tests.trainer.training_world import TinyWorld
 
 SMALL: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 2}
 # Ranks by rows per backward pass, against one rank and passes of four rows.
-SPLITS = [("ppo", "1-by-1"), ("grpo", "1-by-1"), *((name, "2-by-2") for name in ONLINE)]
+_OTHERS = {"ppo": ("1-by-1", "1-by-8", "2-by-4"), "grpo": ("1-by-1",)}
+SPLITS = [(name, split) for name in ONLINE for split in (*_OTHERS.get(name, ()), "2-by-2")]
 ONE_PASS = {"epochs": 1, "mini_batches": 1}
 
 
@@ -112,7 +113,8 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(runs: Runs, nam
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_a_step_does_not_depend_on_how_its_batch_is_split(runs: Runs, name: str, split: str) -> None:
-    """Backward passes of one row, or two processes of two passes each, against one process and two passes."""
+    """Against one process and two backward passes: passes of one row, two processes of two passes each, and PPO where a
+    pass holds all rows, so that its values come out of it (``single_pass``)."""
     whole, other = runs.first_step(f"{name}-1-by-4"), runs.first_step(f"{name}-{split}")
     assert other == pytest.approx(whole, rel=1e-5, abs=1e-6)
     assert whole["gradientNorm"] > 1e-3  # and there was a gradient to compare

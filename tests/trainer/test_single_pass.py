@@ -13,9 +13,9 @@ import torch
 
 from rlhf_trainer.config import Algorithm, PolicyTraining
 from rlhf_trainer.distributed import join
+from rlhf_trainer.engine import Engine
 from rlhf_trainer.generate.cached import CachedGenerator
 from rlhf_trainer.loops.common import StopSignal
-from rlhf_trainer.loops.online import OnlineTrainer
 from rlhf_trainer.loops.single_pass import learns_in_one_pass
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.wire import AttemptConfig, FailureClass, Result
@@ -30,6 +30,12 @@ CASES: dict[str, dict[str, Any]] = {
     "GRPO, KL in the reward": {"algorithm": "GRPO"},
     "RLOO": {"algorithm": "RLOO", "loss_normalization": "maxLength"},
     "REINFORCE++": {"algorithm": "ReinforcePlusPlus", "ppo": {**ONCE, "gamma": 0.9}},
+    "PPO": {"algorithm": "PPO", "samples_per_prompt": 1, "micro_batch_size": 4},
+    "PPO, a critic of its own, warmed up": {
+        "algorithm": "PPO",
+        "micro_batch_size": 8,
+        "ppo": {**ONCE, "critic": "separate", "critic_warmup_steps": 1},
+    },
 }
 
 
@@ -56,7 +62,7 @@ def test_it_is_the_step_that_looks_first(
     world: PolicyWorld, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once, after = run(world, tmp_path / "once", **CASES[name])
-    monkeypatch.setattr("rlhf_trainer.loops.online.learns_in_one_pass", lambda _training: False)
+    monkeypatch.setattr("rlhf_trainer.loops.online.learns_in_one_pass", lambda *_given: False)
     looked, expected = run(world, tmp_path / "twice", **CASES[name])
     assert after.failure_class is expected.failure_class is FailureClass.SUCCESS, after.message
     steps, wanted = history(once), history(looked)
@@ -88,7 +94,7 @@ def test_a_sampler_with_other_weights_is_noticed_after_the_pass(
 @pytest.mark.parametrize(
     "looks_first",
     [
-        {"algorithm": Algorithm.PPO},
+        {"algorithm": Algorithm.PPO, "ppo": {"epochs": 2, "mini_batches": 1}},
         {"algorithm": Algorithm.BEST_OF_N},
         {"algorithm": Algorithm.GRPO, "ppo": {"epochs": 2, "mini_batches": 1}},
         {"algorithm": Algorithm.GRPO, "ppo": {"epochs": 1, "mini_batches": 2}},
@@ -97,25 +103,30 @@ def test_a_sampler_with_other_weights_is_noticed_after_the_pass(
 )
 def test_what_is_learnt_from_more_than_once_is_looked_at_first(looks_first: dict[str, Any]) -> None:
     fields = {"samples_per_prompt": 2, "ppo": ONCE, **looks_first}
-    assert not learns_in_one_pass(PolicyTraining.model_validate(fields))
-    assert learns_in_one_pass(
-        PolicyTraining.model_validate({"samples_per_prompt": 2, "algorithm": "GRPO", "ppo": ONCE})
-    )
+    assert not learns_in_one_pass(PolicyTraining.model_validate(fields), 1)
 
 
-def test_a_trainer_that_learns_in_one_pass_collects_without_one(world: PolicyWorld, tmp_path: Path) -> None:
-    """The policy's own forward pass is run once per micro batch and step: two of eight rows, not three."""
+def test_a_critics_values_must_all_come_from_one_backward_pass() -> None:
+    for algorithm, backward_passes, possible in (("GRPO", 1, 1), ("GRPO", 2, 1), ("PPO", 1, 1), ("PPO", 2, 0)):
+        training = PolicyTraining.model_validate({"samples_per_prompt": 2, "algorithm": algorithm, "ppo": ONCE})
+        assert learns_in_one_pass(training, backward_passes) == bool(possible)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "micro_rows", "forwards"),
+    [("RLOO", 4, 2), ("PPO", 8, 1), ("PPO", 4, 3)],  # of eight rows; the last looks at all of them first
+)
+def test_a_trainer_that_learns_in_one_pass_collects_without_one(
+    world: PolicyWorld, algorithm: str, micro_rows: int, forwards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
-    plain = OnlineTrainer._mini_batch
+    plain = Engine.forward
 
-    def counted(self: OnlineTrainer, *arguments: Any) -> Any:
-        handle = self.engine.module.register_forward_pre_hook(lambda *_given: calls.append(1))
-        try:
-            return plain(self, *arguments)
-        finally:
-            handle.remove()
+    def counted(self: Engine, *arguments: Any) -> Any:
+        calls.append(1)
+        return plain(self, *arguments)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnlineTrainer, "_mini_batch", counted)
-        run(world, tmp_path, steps=1, algorithm="RLOO")
-    assert len(calls) == 2
+    monkeypatch.setattr(Engine, "forward", counted)
+    monkeypatch.setattr(Engine, "__call__", counted)
+    run(world, tmp_path, steps=1, algorithm=algorithm, micro_batch_size=micro_rows)
+    assert len(calls) == forwards

@@ -63,6 +63,7 @@ CASES = {
     "ppo-2": staged("ppo", 2),
     "ppo-constrained-3": staged("ppo", 3, constraints=[LENGTH, SAFETY], ppo={"critic": "shared"}),
     "ppo-lora-3": staged("ppo", 3, ppo={"critic": "shared"}, **LORA),
+    "ppo-one-pass-3": staged("ppo", 3, ppo={"critic": "separate", "epochs": 1, "mini_batches": 1}),
     "grpo-lora-1": staged("grpo", 1, **LORA),
     "rloo-constrained-0": staged("rloo", 0),
     "reinforce-3": staged("reinforce", 3),

@@ -36,7 +36,7 @@ from rlhf_trainer.loops.objective import SUMS, Objective, Slice, loss_weights
 from rlhf_trainer.loops.online_figures import loss_figures, sample_figures
 from rlhf_trainer.loops.policy_inputs import PolicyInputs
 from rlhf_trainer.loops.rollout import Collector, Experience, refuse_foreign_weights, refuse_stale_sampler
-from rlhf_trainer.loops.single_pass import Measured, learns_in_one_pass
+from rlhf_trainer.loops.single_pass import Measured, learns_in_one_pass, needs_values
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.critic import Actor, SeparateCritic, SharedCritic
 from rlhf_trainer.models.policy import load_policy
@@ -61,7 +61,7 @@ class OnlineTrainer:
         self.engine.module.eval()  # dropout off: the ratio of an unchanged policy must be 1
         self.controller = _controller(self._training)
         self.constraints = Constraints(self._training.constraints)
-        self._one_pass = learns_in_one_pass(self._training)
+        self._one_pass = learns_in_one_pass(self._training, len(self.engine.micro_batches()))
         self._params = SamplingParams(self._training.generation.max_new_tokens, self._training.generation.temperature)
 
     def sampling_lm(self) -> Any:
@@ -118,11 +118,14 @@ class OnlineTrainer:
         began = time.monotonic()
         training, coefficient = self._training, self.controller.coefficient
         prices = Prices(coefficient, self.constraints.multipliers)
-        targets = estimate(experience, training, prices)
         warming = self._warm(step)
         objective = Objective(training, kl_loss_coefficient(training, prices), warming)
         rate = training.learning_rate * (training.steps - step) / training.steps
-        passes, sums, experience = self._passes(step, experience, targets, objective, rate)
+        if self._one_pass and needs_values(training):
+            passes, (sums, experience, targets) = 1, self._whole_batch(step, experience, prices, objective, rate)
+        else:
+            targets = estimate(experience, training, prices)
+            passes, sums, experience = self._passes(step, experience, targets, objective, rate)
         kl, costs = float(experience.kl.sum(dim=1).mean()), self.constraints.figures(experience)
         if not warming:  # a policy that stands still cannot answer to its prices
             self.controller.update(kl, len(experience.responses))
@@ -143,6 +146,26 @@ class OnlineTrainer:
         if self._training.algorithm is Algorithm.PPO:
             module.warming = warming
         return warming
+
+    def _whole_batch(
+        self, step: int, experience: Experience, prices: Prices, objective: Objective, rate: float
+    ) -> tuple[dict[str, float], Experience, Targets]:
+        """The only pass over a batch that one backward pass holds: its values first, then what to learn from them."""
+        device, measured = self._world.device, Measured(experience)
+        share = self._world.share(len(experience.responses))
+        mine = range(len(experience.responses))[share]
+        batch = experience.batch(mine, self._inputs.encoder.pad_id, device)
+        outputs = self.engine(batch, self._params.temperature)
+        measured.add(mine, *outputs)
+        experience = measured.of_all_ranks(self._world)
+        refuse_stale_sampler(step, experience)
+        targets = estimate(experience, self._training, prices)
+        weights = loss_weights(experience.lengths, targets.mask.shape[1], self._training)[share]
+        logprobs, values, _ = outputs
+        losses = objective(logprobs, values, Slice.of(experience, targets, weights, mine, batch.width, device))
+        self.engine.backward(losses.total * self._world.size)
+        self.engine.step(rate)
+        return self._world.sums(dict(zip(SUMS, losses.sums.tolist(), strict=True))), experience, targets
 
     def _passes(
         self, step: int, experience: Experience, targets: Targets, objective: Objective, rate: float
@@ -188,7 +211,7 @@ class OnlineTrainer:
             inputs = Slice.of(experience, targets, weights[part], mine[part], batch.width, device)
             logprobs, values, entropies = self.engine(batch, self._params.temperature)
             if measured is not None:
-                measured.add(mine[part], logprobs, entropies)
+                measured.add(mine[part], logprobs, values, entropies)
                 inputs = replace(inputs, old=logprobs.detach())
             losses = objective(logprobs, values, inputs)
             # The engine averages over ranks and passes; the losses are already shares of a global mean.
