@@ -90,7 +90,8 @@ class Exchange:
 
     async def _hear(self) -> Answer:
         """Ask the arm; relay a stream as it comes, unless answers must be read whole first."""
-        async with self._parts.upstream.ask(self._seat.backend, self._question) as opened:
+        alone = self._seat.arm == "stable"  # nobody stands in for it
+        async with self._parts.upstream.ask(self._seat.backend, self._question, patient=alone) as opened:
             if opened.streams and opened.status < 300 and not self._seat.config.fallback_on_safety_hit:
                 return await self._relay(opened)
             return await opened.whole()

@@ -6,12 +6,15 @@ What may be tried again, and by whom:
   arms alike: a pooled connection that the server had just closed, or one dead pod behind a Service, is not the
   policy's failure. Completions have no effect besides their answer, so asking twice is safe; answering twice is not,
   and cannot happen, because nothing has been sent to the user yet.
+* Where nobody could stand in for the arm (stable), refused connections are tried for most of a second: right after
+  pods became ready or moved, a node may not route to them yet. A canary gets no such patience: stable answers at once.
 * A timeout is never tried again: the user's patience is spent.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +27,7 @@ from rlhf_gateway.wire import Backend
 
 FailureKind = Literal["refused", "unreachable", "disconnected", "timeout", "oversized"]
 RETRIED: frozenset[FailureKind] = frozenset({"refused", "unreachable", "disconnected"})
+_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds, while a Service without alternative refuses connections
 
 # RFC 9110 section 7.6.1, plus what this hop decides by itself.
 _NOT_FORWARDED = frozenset(
@@ -111,23 +115,32 @@ class Upstream:
         self._timeout = aiohttp.ClientTimeout(total=limits.total_seconds, sock_connect=limits.connect_seconds)
 
     @asynccontextmanager
-    async def ask(self, backend: Backend, question: Question) -> AsyncIterator[OpenAnswer]:
+    async def ask(self, backend: Backend, question: Question, *, patient: bool = False) -> AsyncIterator[OpenAnswer]:
         """Send the question; yields once the response's headers are there. Raises UpstreamError.
+
+        ``patient``: nobody else can answer, so wait a moment for somebody to accept the connection.
 
         Leaving the block without having read the body closes the connection, which tells the server to stop.
         """
-        response = await self._send(backend, question)
+        response = await self._send(backend, question, _PAUSES if patient else ())
         try:
             yield OpenAnswer(response, self._limits)
         finally:
             response.release() if response.content.at_eof() else response.close()
 
-    async def _send(self, backend: Backend, question: Question) -> aiohttp.ClientResponse:
+    async def _send(self, backend: Backend, question: Question, pauses: Sequence[float]) -> aiohttp.ClientResponse:
         try:
             return await self._send_once(backend, question)
         except UpstreamError as error:
             if error.kind not in RETRIED:
                 raise
+        for pause in pauses:
+            try:
+                return await self._send_once(backend, question)
+            except UpstreamError as error:
+                if error.kind != "refused":
+                    raise
+            await asyncio.sleep(pause)
         return await self._send_once(backend, question)
 
     async def _send_once(self, backend: Backend, question: Question) -> aiohttp.ClientResponse:

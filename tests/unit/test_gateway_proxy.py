@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from rlhf_gateway.openai import answers
-from rlhf_gateway.upstream import Limits
+from rlhf_gateway.upstream import Limits, Question, Upstream, UpstreamError
+from rlhf_gateway.wire import Backend
 from tests.unit.gateway_world import FakePolicy, counts_of, eventually, secret_filter, serving, talks_on, world
 
 HALF = {"canary_weight_percent": 50.0}
@@ -329,6 +330,41 @@ async def test_stable_is_never_replaced_by_the_canary() -> None:
         await eventually(lambda: w.gateway.state.health.ejected("rev-stable"))
         assert (await w.ask(ON_STABLE[0])).status == 502
         assert w.canary.calls == []
+
+
+async def test_users_wait_for_a_stable_whose_service_has_no_pod_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As right after a rollout was created: its pods are ready a moment before every node routes to them."""
+    tries: list[str] = []
+    plain = Upstream._send_once
+
+    async def counted(self: Upstream, backend: Backend, question: Question) -> aiohttp.ClientResponse:
+        tries.append(backend.revision)
+        return await plain(self, backend, question)
+
+    monkeypatch.setattr(Upstream, "_send_once", counted)
+    async with world() as w:
+        await w.configure(canary=None)
+        port = int(w.stable.url.rsplit(":", 1)[1])
+        await w.stable.die()
+        asking = asyncio.ensure_future(w.ask("c"))
+        await eventually(lambda: len(tries) > 2)
+        async with serving(w.stable.application(), port):
+            assert (await asking).status == 200
+        assert counts_of(await w.pull(), "stable").failures == 0
+
+
+async def test_patience_with_stable_ends_and_a_canary_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    async def refused(_self: Upstream, backend: Backend, _question: Question) -> aiohttp.ClientResponse:
+        tries.append(backend.revision)
+        raise UpstreamError("refused" if backend.revision == "rev-stable" else "disconnected", "gone")
+
+    monkeypatch.setattr(Upstream, "_send_once", refused)
+    async with world() as w:
+        await w.configure(**HALF)
+        assert (await w.ask(ON_CANARY[0])).status == 502  # neither it nor its stand-in
+        assert tries == ["rev-canary"] * 2 + ["rev-stable"] * 6
 
 
 async def test_records_name_no_words_and_no_conversation(capsys: pytest.CaptureFixture[str]) -> None:
