@@ -28,6 +28,10 @@ def env(name: str) -> dict[str, Any]:
     return {"spec.trainer.env": [{"name": name, "value": "1"}]}
 
 
+def serving(**fields: Any) -> dict[str, Any]:
+    return {"spec.serving": fields}
+
+
 def endpoint(value: str) -> dict[str, Any]:
     return {"spec.objectStore.endpoint": value}
 
@@ -238,7 +242,13 @@ CASES = [
     Case("an alpha of 0", ROLLOUT, {"spec.guardrails.0.alpha": 0}, ("guardrails[0].alpha", "greater than 0")),
     Case("a generous alpha", ROLLOUT, {"spec.guardrails.0.alpha": 0.5}, ("guardrails[0].alpha", "or equal to 0.1")),
     Case("safety unseen", ROLLOUT, {"spec.safetyFilter": DELETED}, ("needs safetyFilter",)),
-    Case("an engine not built in", ROLLOUT, {"spec.serving.engine": "vllm"}, ("serving.engine", '"builtin"')),
+    Case("an unknown engine", ROLLOUT, serving(engine="tgi"), ("serving.engine", '"builtin", "vllm", "custom"')),
+    Case("vllm without an image", ROLLOUT, serving(engine="vllm"), ("spec.serving", "need an image")),
+    Case("builtin with an image", ROLLOUT, serving(image="v:1"), ("spec.serving", "builtin has the trainer's")),
+    Case("builtin with arguments", ROLLOUT, serving(args=["x"]), ("spec.serving", "of the engines vllm and custom")),
+    Case(
+        "vllm with a command", ROLLOUT, serving(engine="vllm", image="v:1", command=["x"]), ("vllm serve takes args",)
+    ),
     Case("a bad header", ROLLOUT, {"spec.routing.conversationKey.header": "X Y"}, ("conversationKey.header",)),
     # decisions
     Case("approval without a digest", APPROVE, {"spec.digest": DELETED}, ("spec.digest", "need digest")),

