@@ -197,6 +197,14 @@ class Rollout:
     def patch(self, **spec: Any) -> None:
         self.kubectl("patch", "policyrollout", "desk", "--type=merge", "-p", json.dumps({"spec": spec}))
 
+    def decide(self, name: str, action: str, **more: Any) -> None:
+        """A Decision about the rollout, by whoever runs this test."""
+        user = json.loads(self.kubectl("auth", "whoami", "-o", "json"))["status"]["userInfo"]["username"]
+        subject = {"kind": "PolicyRollout", "name": "desk"}
+        spec = {"subject": subject, "action": action, "by": user, "reason": "looked into it", **more}
+        body = {"apiVersion": "rlhf.dev/v1alpha1", "kind": "Decision", "metadata": {"name": name}, "spec": spec}
+        self.kubectl("create", "-f", "-", input=json.dumps(body))
+
     def status(self) -> Body:
         return dict(self.get("policyrollout", "desk").get("status", {}))
 

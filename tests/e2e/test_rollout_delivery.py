@@ -74,7 +74,8 @@ def test_a_leaking_policy_is_rolled_back_at_its_canary_stage_with_the_evidence(r
 
 def test_without_traffic_nothing_happens_and_the_status_says_how_many_are_missing(rollout: Rollout) -> None:
     first, second = rollout.policy("first"), rollout.policy("second")
-    rollout.create(first, stages=[{"weightPercent": 10, "minSamples": 40}], guardrails=GUARDRAILS)
+    stages = [{"weightPercent": 10, "minSamples": 40}, {"weightPercent": 50, "minSamples": 60, "approval": "Required"}]
+    rollout.create(first, stages=stages, guardrails=GUARDRAILS)
     rollout.patch(policy=second)
     eventually("samples are asked for", lambda: rollout.condition("Progressing").get("reason") == "NeedMoreSamples")
     eventually("the route is programmed", lambda: rollout.condition("RouteProgrammed").get("status") == "True")
@@ -89,6 +90,22 @@ def test_without_traffic_nothing_happens_and_the_status_says_how_many_are_missin
     assert {verdict["state"] for verdict in after["status"]["verdicts"]} == {"NeedMoreData"}
     assert all(verdict["needed"] > 0 for verdict in after["status"]["verdicts"])
     assert rollout.entry(second["digest"])["state"] == "Candidate"
+    _people_decide(rollout, second["digest"])
+
+
+def _people_decide(rollout: Rollout, digest: str) -> None:
+    """A stage is skipped, the last one is not; then the candidate is taken out."""
+    rollout.decide("enough", "SkipStage", digest=digest, stage=0)
+    eventually("the next stage", lambda: rollout.status()["stage"] == 1)
+    assert "stage 0 skipped: " in rollout.entry(digest)["approvals"][0]
+    rollout.decide("enough-again", "SkipStage", digest=digest, stage=1)
+    wanted = "a promotion needs every guardrail to pass"
+    eventually("the guardrails are asked for", lambda: wanted in rollout.condition("Progressing")["message"])
+    rollout.decide("out", "Abort", digest=digest)
+    rollout.until("RolledBack")
+    entry = rollout.entry(digest)
+    assert (entry["state"], entry["reason"]) == ("Rejected", "AbortedByDecision")
+    assert "looked into it" in entry["message"]
 
 
 def test_a_server_of_ones_own_serves_what_was_pinned_and_nothing_else(rollout: Rollout) -> None:

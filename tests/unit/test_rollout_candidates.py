@@ -124,6 +124,39 @@ def test_an_approval_is_not_reused_for_a_later_trial() -> None:
     assert world.status["phase"] == "AwaitingApproval"
 
 
+def test_a_skipped_stage_ends_without_its_samples_duration_and_approval() -> None:
+    long = {"weightPercent": 1, "minSamples": 100_000, "minDuration": "24h", "approval": "Required"}
+    world = trying(stages=[long, STAGES[2]], guardrails=SAFETY_ONLY)
+    world.run(5)
+    world.decide("SkipStage", B, stage=1)
+    world.settle()
+    assert world.status["stage"] == 0  # another stage
+    world.decide("SkipStage", B, stage=0, by="grace")
+    world.settle()
+    assert world.status["stage"] == 1
+    assert world.entry(B)["approvals"] == ["stage 0 skipped: grace (d1): looked at it"]
+
+
+def test_no_guardrail_is_outvoted_by_a_skipped_stage() -> None:
+    world = trying(stages=[STAGES[2]], guardrails=SAFETY_ONLY)
+    world.run(1)
+    world.decide("SkipStage", B, stage=0)
+    world.settle()
+    assert (world.status["phase"], world.status["stage"]) == ("Progressing", 0)
+    assert "a promotion needs every guardrail to pass" in world.condition("Progressing")["message"]
+    world.until("Healthy")
+    assert world.entry(B)["state"] == "Stable"
+
+
+def test_a_shadow_that_looks_worse_is_not_skipped() -> None:
+    world = trying(seed=3, guardrails=[{**SAFETY_ONLY[0], "margin": 0.1}])
+    world.run(6, canary_bad=0.12, stable_bad=0.05)
+    world.decide("SkipStage", B, stage=0)
+    world.settle()
+    assert world.status["stage"] == 0
+    assert "looks worse in its shadow stage" in world.condition("Progressing")["message"]
+
+
 def test_decisions_that_are_not_honoured_do_nothing_and_the_message_says_so() -> None:
     world = approval_world()
     world.honoured = False

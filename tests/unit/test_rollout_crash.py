@@ -157,7 +157,7 @@ def test_under_traffic_the_status_is_written_every_few_seconds_and_not_at_every_
 # Random histories
 
 _CLUSTER = ["wait", "pass", "kill", "break", "crash", "heal", "restart", "blind", "see", "lag", "follow"]
-_PEOPLE = ["try B", "try C", "back to A", "pause", "resume", "abort", "clear", "approve", "replan"]
+_PEOPLE = ["try B", "try C", "back to A", "pause", "resume", "abort", "clear", "approve", "skip", "replan"]
 ACTIONS = ["traffic", "leak", "fail", "slow", *_CLUSTER, *_PEOPLE]
 
 
@@ -197,6 +197,8 @@ def act(world: World, action: str, number: int) -> None:
             world.decide("ClearRejection", digest)
         case "approve":
             world.decide("Approve", digest, stage=number % 2)
+        case "skip":
+            world.decide("SkipStage", digest, stage=number % 3)
         case "replan":
             world.spec(stages=STAGES[1:] if number % 2 else SHORT)
 

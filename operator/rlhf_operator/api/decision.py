@@ -34,11 +34,13 @@ class SubjectKind(StrEnum):
 class Action(StrEnum):
     """What is decided.
 
-    Approve lets a rollout pass one stage. Abort rolls its candidate back. ClearRejection lets a rejected digest try
+    Approve lets a rollout pass one stage. SkipStage ends one without its samples, duration and approval; no guardrail
+    is outvoted. Abort rolls its candidate back. ClearRejection lets a rejected digest try
     again. Acknowledge lets a job that a guardrail paused go on. Waive accepts an artifact that its gate refused.
     """
 
     APPROVE = "Approve"
+    SKIP_STAGE = "SkipStage"
     ABORT = "Abort"
     CLEAR_REJECTION = "ClearRejection"
     ACKNOWLEDGE = "Acknowledge"
@@ -56,7 +58,8 @@ def _actions(*actions: Action) -> str:
     return "(self.action in [" + ", ".join(f"'{action}'" for action in actions) + "])"
 
 
-_ROLLOUT_ACTIONS = (Action.APPROVE, Action.ABORT, Action.CLEAR_REJECTION)
+_STAGE_ACTIONS = (Action.APPROVE, Action.SKIP_STAGE)
+_ROLLOUT_ACTIONS = (*_STAGE_ACTIONS, Action.ABORT, Action.CLEAR_REJECTION)
 _DIGEST_ACTIONS = (*_ROLLOUT_ACTIONS, Action.WAIVE)
 
 
@@ -67,7 +70,7 @@ class DecisionSpec(ApiSpec):
         None, description="Digest of the policy or artifact decided about: a decision never carries over to another."
     )
     stage: Annotated[int, Field(ge=0, le=63)] | None = Field(
-        None, description="Approve: index of the stage of the rollout, counted from 0."
+        None, description="Approve and SkipStage: index of the stage of the rollout, counted from 0."
     )
     attempt: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="Acknowledge: the attempt that was paused."
@@ -82,20 +85,20 @@ class DecisionSpec(ApiSpec):
         Cel("self == oldSelf", "a decision is immutable: create another one", reason="FieldValueForbidden"),
         Cel(
             f"{_actions(*_ROLLOUT_ACTIONS)} == (self.subject.kind == 'PolicyRollout')",
-            "Approve, Abort and ClearRejection are about a PolicyRollout, Acknowledge and Waive about a job: "
-            "change action or subject.kind",
+            "Approve, SkipStage, Abort and ClearRejection are about a PolicyRollout, Acknowledge and Waive about a "
+            "job: change action or subject.kind",
             field_path=".action",
         ),
         Cel(
             f"!{_actions(*_DIGEST_ACTIONS)} || has(self.digest)",
-            "Approve, Abort, ClearRejection and Waive need digest: the digest that was looked at "
+            "Approve, SkipStage, Abort, ClearRejection and Waive need digest: the digest that was looked at "
             "(status of the subject shows it)",
             field_path=".digest",
             reason="FieldValueRequired",
         ),
         Cel(
-            "(self.action == 'Approve') == has(self.stage)",
-            "stage goes with Approve: set it to the index of the approved stage, or remove it",
+            f"{_actions(*_STAGE_ACTIONS)} == has(self.stage)",
+            "stage goes with Approve and SkipStage: set it to the index of that stage, or remove it",
             field_path=".stage",
         ),
         Cel(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from rlhf_operator.api.decision import Action
+from rlhf_operator.api.decision import Action, Decision
 from rlhf_operator.api.policy_rollout import BlindAction, Guardrail, Stage, StageApproval, seconds
 from rlhf_operator.api.policy_rollout_status import (
     Revision,
@@ -114,10 +114,11 @@ class Ramp:
         return self._missing(found, stage)
 
     def _missing(self, found: Evidence, stage: Stage) -> Standing | None:
+        skipped = self._decided(Action.SKIP_STAGE) is not None  # the waiting, not what guardrails say
         have = found.trial.samples(self.number)
-        if have < stage.min_samples and not self.promoting:
+        if have < stage.min_samples and not self.promoting and not skipped:
             return self._stay(RolloutReason.NEED_MORE_SAMPLES, self._samples_message(found, stage))
-        left = self._duration_left(stage)
+        left = 0.0 if skipped else self._duration_left(stage)
         if left > 0.0:
             return self._stay(RolloutReason.STAGE_RUNNING, f"stage {self.course.stage} runs {stage.min_duration}", left)
         if stage.shadow and (worse := next(filter(looks_worse, self.verdicts(found)), None)) is not None:
@@ -168,22 +169,22 @@ class Ramp:
         return Standing("reject", RolloutPhase.ROLLING_BACK, reason, message, routed=False)
 
     def _approval(self, stage: Stage) -> bool | None:
-        if stage.approval is not StageApproval.REQUIRED:
-            return None
-        return self.approved_by() is not None
+        if self._decided(Action.SKIP_STAGE) is not None:
+            return True
+        return self.approved_by() is not None if stage.approval is StageApproval.REQUIRED else None
 
     def approved_by(self) -> str | None:
         """Who let the present stage pass, for the ledger."""
-        decision = decision_about(
-            self.view,
-            Action.APPROVE,
-            self.candidate.digest,
-            since=self.candidate.started_at,
-            stage=self.course.stage,
-        )
-        if decision is None:
-            return None
-        return f"stage {self.course.stage}: {decision.spec.by} ({decision.name}): {decision.spec.reason}"[:512]
+        for action, what in ((Action.APPROVE, ""), (Action.SKIP_STAGE, " skipped")):
+            if (decision := self._decided(action)) is not None:
+                by = f"{decision.spec.by} ({decision.name}): {decision.spec.reason}"
+                return f"stage {self.course.stage}{what}: {by}"[:512]
+        return None
+
+    def _decided(self, action: Action) -> Decision | None:
+        """A decision in force about the present stage of this trial."""
+        since, digest = self.candidate.started_at, self.candidate.digest
+        return decision_about(self.view, action, digest, since=since, stage=self.course.stage)
 
     def _not_honoured(self) -> str:
         if self.view.observed.decisions_honoured:
