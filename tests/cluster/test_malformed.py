@@ -241,6 +241,12 @@ CASES = [
     Case("a margin of 0", ROLLOUT, {"spec.guardrails.0.margin": 0}, ("guardrails[0].margin", "greater than 0")),
     Case("an alpha of 0", ROLLOUT, {"spec.guardrails.0.alpha": 0}, ("guardrails[0].alpha", "greater than 0")),
     Case("a generous alpha", ROLLOUT, {"spec.guardrails.0.alpha": 0.5}, ("guardrails[0].alpha", "or equal to 0.1")),
+    Case(
+        "a limit of safety",
+        ROLLOUT,
+        {"spec.guardrails.0.limit": "1s"},
+        ("guardrails[0]", "of the guardrail latencyP95"),
+    ),
     Case("safety unseen", ROLLOUT, {"spec.safetyFilter": DELETED}, ("needs safetyFilter",)),
     Case("an unknown engine", ROLLOUT, serving(engine="tgi"), ("serving.engine", '"builtin", "vllm", "custom"')),
     Case("vllm without an image", ROLLOUT, serving(engine="vllm"), ("spec.serving", "need an image")),

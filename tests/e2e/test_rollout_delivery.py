@@ -10,7 +10,7 @@ from tests.e2e.rollout_world import Rollout, eventually
 GUARDRAILS = [
     {"metric": "safetyViolationRate", "margin": 0.15, "alpha": 0.02},
     {"metric": "availability", "margin": 0.1, "alpha": 0.02},
-    {"metric": "latencyP95", "margin": 0.4, "alpha": 0.01},
+    {"metric": "latencyP95", "margin": 0.4, "alpha": 0.01, "limit": "50ms"},
 ]
 TRAINER_IMAGE = "docker.io/library/rlhf-trainer:dev"
 STAGES = [

@@ -145,6 +145,14 @@ def test_at_most_a_twentieth_of_the_reference_is_above_the_threshold(reference: 
         assert first_slow == 1 or latency.slow(reference, first_slow - 1) > 0.05 * sum(reference)
 
 
+@given(st.lists(st.floats(1.0, 1e5), min_size=1, max_size=12, unique=True).map(sorted), st.floats(0.5, 2e5))
+def test_no_bucket_that_may_hold_an_answer_within_the_limit_is_slow(bounds: list[float], limit: float) -> None:
+    first_slow = latency.beyond(limit, bounds)
+    below = [float("-inf"), *bounds]  # of bucket i answers are above this
+    assert all(low >= limit for low in below[first_slow:])
+    assert below[first_slow - 1] < limit  # and no bucket more is let off
+
+
 def test_the_reference_is_bounded_and_starts_again_with_other_buckets() -> None:
     reference: tuple[int, ...] = ()
     for _ in range(100):

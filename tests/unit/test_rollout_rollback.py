@@ -7,6 +7,7 @@ from datetime import timedelta
 from tests.unit.rollout_world import (
     A_NAME,
     B_NAME,
+    SAFETY_ONLY,
     STAGES,
     A,
     B,
@@ -55,6 +56,17 @@ def test_slow_answers_roll_back_by_the_share_above_stables_percentile() -> None:
     world.until("RolledBack", canary_slow=0.5)
     assert "latencyP95 in stage 0" in world.entry(B)["message"]
     assert "slower than stable's 95th percentile" in world.entry(B)["message"]
+
+
+def test_answers_within_the_promised_limit_are_never_slow() -> None:
+    """The slow ones take 50 to 100 ms, in histograms whose bounds those are."""
+    for limit, phase in (("50ms", "RolledBack"), ("75ms", "Healthy"), ("100ms", "Healthy")):
+        guardrails = [*SAFETY_ONLY, {"metric": "latencyP95", "margin": 0.1, "limit": limit}]
+        world = trying(stages=STAGES[1:], guardrails=guardrails)
+        world.until(phase, canary_slow=0.5)
+        assert world.entry(B)["state"] == ("Stable" if phase == "Healthy" else "Rejected")
+        (verdict,) = [v for v in world.entry(B)["verdicts"] if v["metric"] == "latencyP95"]
+        assert f"slower than stable's 95th percentile and than {limit}" in verdict["message"]
 
 
 def test_the_route_is_confirmed_at_zero_before_the_pods_go() -> None:

@@ -4,11 +4,12 @@ Percentiles of several pods cannot be averaged, counts can: the threshold is a b
 which at most 5 % of stable's conversations lay before the counts that are judged with it, and both arms' shares above
 it are then compared like any other rate, concurrently. So the comparison is as fine as the gateway's buckets: a
 candidate that is slower within one bucket is not seen, and the threshold lies between stable's 95th percentile and
-the next bound.
+the next bound. Where users have been promised a limit, answers within it are never slow.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 TAIL = 0.05
@@ -27,6 +28,11 @@ def threshold(reference: Sequence[int]) -> int | None:
         if above <= TAIL * total:
             return index + 1
     return len(reference)
+
+
+def beyond(limit_ms: float, bounds_ms: Sequence[float]) -> int:
+    """Index of the first bucket that holds nothing within the limit; between two bounds it counts as the upper."""
+    return bisect_left(bounds_ms, limit_ms) + 1
 
 
 def slow(buckets: Sequence[int], first_slow: int) -> int:

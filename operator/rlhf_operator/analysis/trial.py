@@ -93,18 +93,23 @@ class Trial:
         return not design.shadow and split.mismatch(candidates, stables, design.share)
 
 
-def advanced(trial: Trial, new: Mapping[RowName, Counts], designs: Mapping[int, Design]) -> Trial:
-    """The trial after new counts. Rows of stages without a design (another trial's, a hold's) are not evidence."""
+def advanced(
+    trial: Trial, new: Mapping[RowName, Counts], designs: Mapping[int, Design], within_limit: int = 0
+) -> Trial:
+    """The trial after new counts. Rows of stages without a design (another trial's, a hold's) are not evidence.
+    ``within_limit``: so many latency buckets are never slow."""
     for stage in sorted({name.stage for name in new} & designs.keys()):
         candidate = new.get(RowName(stage, "canary"), Counts())
         stable = new.get(RowName(stage, "stable"), Counts())
-        trial = _advanced_stage(trial, stage, designs[stage], candidate, stable)
+        trial = _advanced_stage(trial, stage, designs[stage], candidate, stable, within_limit)
     return trial
 
 
-def _advanced_stage(trial: Trial, stage: int, design: Design, candidate: Counts, stable: Counts) -> Trial:
+def _advanced_stage(
+    trial: Trial, stage: int, design: Design, candidate: Counts, stable: Counts, within_limit: int
+) -> Trial:
     comparisons, exposures = dict(trial.comparisons), dict(trial.exposures)
-    for metric, pair in _exposed(trial, candidate, stable).items():
+    for metric, pair in _exposed(trial, candidate, stable, within_limit).items():
         key = f"{stage}/{metric}"
         before = exposures.get(key, (0, 0))
         total = (before[0] + pair[0].units, before[1] + pair[1].units)
@@ -125,7 +130,9 @@ def _advanced_stage(trial: Trial, stage: int, design: Design, candidate: Counts,
     )
 
 
-def _exposed(trial: Trial, candidate: Counts, stable: Counts) -> dict[Metric, tuple[Exposure, Exposure]]:
+def _exposed(
+    trial: Trial, candidate: Counts, stable: Counts, within_limit: int
+) -> dict[Metric, tuple[Exposure, Exposure]]:
     """Units and bad ones of both arms, for each metric that these counts say something about."""
     pairs = {
         Metric.SAFETY: (Exposure(candidate.judged, candidate.violating), Exposure(stable.judged, stable.violating)),
@@ -136,6 +143,7 @@ def _exposed(trial: Trial, candidate: Counts, stable: Counts) -> dict[Metric, tu
     }
     first_slow = latency.threshold(trial.reference)  # from earlier counts only: the bet is fixed before the draw
     if first_slow is not None:
+        first_slow = max(first_slow, within_limit)
         pairs[Metric.LATENCY] = (_slow(candidate, first_slow), _slow(stable, first_slow))
     return {metric: pair for metric, pair in pairs.items() if any((pair[0].units, pair[1].units))}
 

@@ -38,8 +38,11 @@ class Judgement:
     needed: int | None = None  # further candidate conversations until Pass at the rates seen; None: not reachable
 
 
-def judge(trial: Trial, metric: Metric, margin: float, alpha: float, design: Design) -> Judgement:
-    """What the trial says about one guardrail. Fail when worse is shown, unless worse by less than the margin is."""
+def judge(
+    trial: Trial, metric: Metric, margin: float, alpha: float, design: Design, limit: str | None = None
+) -> Judgement:
+    """What the trial says about one guardrail. Fail when worse is shown, unless worse by less than the margin is.
+    ``limit``: the promised latency, in words."""
     comparison = trial.comparisons.get(metric, Comparison())
     n = comparison.upper.units
     odds = design.share / (1.0 - design.share)
@@ -69,7 +72,7 @@ def judge(trial: Trial, metric: Metric, margin: float, alpha: float, design: Des
         e_value=min(_MAX_E, math.exp(min(log_e, 700.0))),
         needed=0 if passes else comparison.upper.needed(margin, alpha, rate, stable_rate, odds),
     )
-    return _with_message(judgement)
+    return _with_message(judgement, _WHAT[metric] + (f" and than {limit}" if limit is not None else ""))
 
 
 def failed(trial: Trial, metric: Metric, margin: float, alpha: float) -> bool:
@@ -105,8 +108,7 @@ def _without_data(trial: Trial, metric: Metric, margin: float, alpha: float, odd
     )
 
 
-def _with_message(judgement: Judgement) -> Judgement:
-    what = _WHAT[judgement.metric]
+def _with_message(judgement: Judgement, what: str) -> Judgement:
     rates = (
         f"{what}: candidate {_percent(judgement.candidate_rate)} of {judgement.n}, "
         f"stable {_percent(judgement.stable_rate)}"

@@ -164,6 +164,18 @@ class Guardrail(ApiSpec):
     alpha: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
         0.01, description="Probability of a wrong Fail over the whole trial, and of a wrong Pass."
     )
+    limit: Duration | None = Field(
+        None,
+        description="Of latencyP95: what users were promised. An answer within it is never slow, whatever stable does; "
+        "it is taken up to the next bound of the gateway's histogram.",
+    )
+
+    cel_rules: ClassVar[tuple[Cel, ...]] = (
+        Cel(
+            "!has(self.limit) || self.metric == 'latencyP95'",
+            "limit is a time, of the guardrail latencyP95 alone: use margin, or remove it",
+        ),
+    )
 
 
 class BlindAction(StrEnum):

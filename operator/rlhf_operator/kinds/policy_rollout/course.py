@@ -101,10 +101,11 @@ def rejected(view: View, course: Course, reason: RolloutReason, message: str) ->
 def trial_plan(view: View) -> str:
     """Digest of what the trial was announced to be: to change it while looking at the data would be peeking."""
     spec = view.spec
+    # Without what nobody set: an operator that knows a field more must not take the plan for another one.
     return digest_of(
         {
             "stages": [stage.model_dump(mode="json") for stage in spec.stages],
-            "guardrails": [guardrail.model_dump(mode="json") for guardrail in spec.guardrails],
+            "guardrails": [guardrail.model_dump(mode="json", exclude_none=True) for guardrail in spec.guardrails],
         }
     )
 

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rlhf_gateway.wire import ArmCounts
-from rlhf_operator.analysis import codec
+from rlhf_operator.analysis import codec, latency
 from rlhf_operator.analysis.fold import Counts, Reading, RowName, fold, forget_rows
 from rlhf_operator.analysis.trial import Design, Metric, Trial, advanced
 from rlhf_operator.analysis.verdict import Judgement, failed, judge, passed
-from rlhf_operator.api.policy_rollout import Guardrail
+from rlhf_operator.api.policy_rollout import Guardrail, seconds
 from rlhf_operator.api.policy_rollout_status import Interval, Revision, RolloutMetric, RolloutVerdict
 from rlhf_operator.kinds.policy_rollout.gateway import stage_number
 from rlhf_operator.kinds.policy_rollout.observe import View
@@ -53,10 +53,17 @@ def gathered(view: View, before: Evidence, stable: Revision, candidate: Revision
     ]
     pods, new = fold(before.trial.pods, readings)
     pods = forget_rows(pods, min(current))
-    trial = advanced(replace(before.trial, pods=pods), new, designs(view, before.number))
+    trial = advanced(replace(before.trial, pods=pods), new, designs(view, before.number), _within_limit(view))
     if not new:
         return before
     return Evidence(trial, before.number, view.now)
+
+
+def _within_limit(view: View) -> int:
+    """So many of the gateways' latency buckets hold nothing slower than what users were promised."""
+    limits = [g.limit for g in view.spec.guardrails if g.limit is not None]
+    bounds = [pod.evidence.latency_bounds_ms for pod in view.gateway_pods if pod.evidence is not None]
+    return latency.beyond(1000.0 * seconds(limits[0]), bounds[0]) if limits and bounds else 0
 
 
 def designs(view: View, number: int) -> dict[int, Design]:
@@ -97,7 +104,7 @@ def all_passed(trial: Trial, guardrails: list[Guardrail]) -> bool:
 
 def verdicts(trial: Trial, guardrails: list[Guardrail], design: Design, rate: float | None) -> list[RolloutVerdict]:
     """What every guardrail says; `rate`: candidate conversations per second, for the time that is left."""
-    return [_verdict(judge(trial, _metric(g.metric), g.margin, g.alpha, design), rate) for g in guardrails]
+    return [_verdict(judge(trial, _metric(g.metric), g.margin, g.alpha, design, g.limit), rate) for g in guardrails]
 
 
 def states(trial: Trial, guardrails: list[Guardrail]) -> tuple[VerdictState, ...]:
