@@ -34,6 +34,8 @@ def spec(digests: dict[str, str]) -> dict[str, Any]:
 def checkpointed(jobs: Namespace, name: str) -> None:
     """Until a checkpoint is in the status; being stopped, the pods save another one."""
     jobs.wait(f"rewardmodeljob/{name}", "condition=Checkpointed", seconds=600)
+    progress = jobs.status(name)["progress"]
+    assert progress["expectedEndAt"] > progress["reportedAt"]
 
 
 def checkpoints_of(jobs: Namespace, name: str) -> list[Path]:

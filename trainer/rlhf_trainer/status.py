@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ from rlhf_trainer.wire import CheckpointRecord, GuardrailReport, ReportPhase, Sk
 log = logging.getLogger(__name__)
 
 _CHECKPOINTS_SHOWN = 20
+_PACE_STEPS, _LEAST_STEPS = 50, 3  # the pace is that of the last 50 steps, and unknown before the third
 
 
 class StatusBoard:
@@ -33,6 +35,7 @@ class StatusBoard:
     def __init__(self, attempt: int, uid: str, world_size: int, clock: Callable[[], datetime]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._pace = Pace()
         now = clock()
         self._report = StatusReport(
             attempt=attempt,
@@ -67,7 +70,9 @@ class StatusBoard:
 
     def step(self, step: int, metrics: Mapping[str, float], guardrails: Sequence[GuardrailReport]) -> None:
         self.figures(metrics)
-        self._update(step=step, guardrails=tuple(guardrails), last_step_at=self._clock())
+        now = self._clock()
+        ends = self._pace.last_step(now, self._report.total_steps - step)
+        self._update(step=step, guardrails=tuple(guardrails), last_step_at=now, expected_end_at=ends)
 
     def figures(self, metrics: Mapping[str, float]) -> None:
         """Adds or replaces figures; every name must be in the catalogue."""
@@ -85,6 +90,19 @@ class StatusBoard:
             self._report = self._report.model_copy(update={**changes, "updated_at": self._clock()})
 
 
+class Pace:
+    """How fast steps come, looks and checkpoints between them included."""
+
+    def __init__(self) -> None:
+        self._ends: deque[datetime] = deque(maxlen=_PACE_STEPS + 1)
+
+    def last_step(self, now: datetime, left: int) -> datetime | None:
+        """When the last step will end, ``left`` after the one that ended now; None before the pace is known."""
+        self._ends.append(now)
+        steps = len(self._ends) - 1
+        return now + (now - self._ends[0]) / steps * left if steps >= _LEAST_STEPS else None
+
+
 class BoardCollector(Collector):
     """Prometheus families as a pure function of the board's report."""
 
@@ -100,6 +118,9 @@ class BoardCollector(Collector):
         yield _gauge("heartbeat_timestamp_seconds", "When the trainer last reported.", report.updated_at.timestamp())
         if report.last_step_at is not None:
             yield _gauge("last_step_timestamp_seconds", "When the last step ended.", report.last_step_at.timestamp())
+        if report.expected_end_at is not None:
+            at = report.expected_end_at.timestamp()
+            yield _gauge("expected_end_timestamp_seconds", "When the last step will end, at the present pace.", at)
         if report.checkpoints:
             yield _gauge("checkpoint_step", "Step of the newest checkpoint.", report.checkpoints[-1].step)
         phase = GaugeMetricFamily(PREFIX + "phase", "1 for the current phase.", labels=["phase"])

@@ -180,6 +180,7 @@ class StatusReport(Wire):
     started_at: datetime
     updated_at: datetime
     last_step_at: datetime | None = None
+    expected_end_at: datetime | None = None  # of the last step, at the present pace
     metrics: dict[str, float] = {}
     checkpoints: tuple[CheckpointRecord, ...] = ()
     resumed_from: CheckpointRecord | None = None

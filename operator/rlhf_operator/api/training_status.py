@@ -85,6 +85,7 @@ class Progress(ApiStatus):
     total_steps: int = 0
     world_size: int = 0
     last_step_at: AwareDatetime | None = None
+    expected_end_at: AwareDatetime | None = None  # of the last step, at the pace of the latest ones
     reported_at: AwareDatetime  # time of the report that was written here; at most one in 30 s
 
 

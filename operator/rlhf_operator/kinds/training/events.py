@@ -22,6 +22,7 @@ _TOLD: dict[tuple[JobCondition, str], str] = {
     (JobCondition.COMPLETE, "True"): "Normal",
     (JobCondition.FAILED, "True"): "Warning",
 }
+_AHEAD = ("WillExceedDeadline", "WillExhaustBudget")
 _WAITS = (
     "WaitingForUpstream",
     "WaitingForClaim",
@@ -86,3 +87,5 @@ def _of_conditions(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[E
             yield Event("Warning" if kind == "Warning" else "Normal", name, condition.message)
         elif condition.type == JobCondition.PROGRESSING and condition.reason in _WAITS:
             yield Event("Normal", condition.reason, condition.message)
+        elif condition.reason in _AHEAD:
+            yield Event("Warning", condition.reason, condition.message)

@@ -8,6 +8,7 @@ from rlhf_operator.api.conditions import JobCondition, Truth, find, is_true
 from rlhf_operator.kinds.base import JOB
 from rlhf_operator.kinds.training.children import QUEUE_LABEL, TRAINER
 from rlhf_operator.kinds.training.draft import Draft
+from rlhf_operator.kinds.training.forecast import foreseen
 from rlhf_operator.kinds.training.objects import text
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_operator.kinds.training.watching import ready
@@ -68,6 +69,8 @@ def _progressing(draft: Draft) -> Judgement:
         return UNKNOWN if draft.problem[0] is Reason.NO_PROGRESS else NO, *draft.problem
     if attempt.running_at is None:
         return UNKNOWN, Reason.NOT_YET, f"attempt {attempt.number} has not reported a training step"
+    if (late := foreseen(draft, Reason.DEADLINE_EXCEEDED)) is not None:
+        return YES, Reason.WILL_EXCEED_DEADLINE, late
     return YES, Reason.AS_EXPECTED, f"attempt {attempt.number} is training"
 
 
@@ -106,7 +109,11 @@ def _within_budget(draft: Draft) -> Judgement:
     if attempt is not None and attempt.stopping == Reason.BUDGET_EXHAUSTED:
         whys.append((Reason.BUDGET_EXHAUSTED, attempt.message or ""))
     over = next((why for why in whys if why is not None and why[0] is Reason.BUDGET_EXHAUSTED), None)
-    return (NO, *over) if over else (YES, Reason.AS_EXPECTED, "the budget is not used up")
+    if over is not None:
+        return NO, *over
+    if (dear := foreseen(draft, Reason.BUDGET_EXHAUSTED)) is not None:
+        return YES, Reason.WILL_EXHAUST_BUDGET, dear
+    return YES, Reason.AS_EXPECTED, "the budget is not used up"
 
 
 def _validated(draft: Draft) -> Judgement:

@@ -84,6 +84,7 @@ def take_report(status: TrainingJobStatus, attempt: Attempt, report: Report) -> 
                 total_steps=body.total_steps,
                 world_size=body.world_size,
                 last_step_at=body.last_step_at,
+                expected_end_at=body.expected_end_at,
                 reported_at=report.at,
             ),
             "metrics": _metrics(body.metrics),
@@ -128,7 +129,8 @@ def _final_progress(known: Progress | None, attempt: Attempt, result: Result) ->
     """Where the attempt got to; one that ended before its first report was read has only its result to say so."""
     if known is not None and known.attempt == attempt.number:
         total = result.total_steps or known.total_steps  # a run may end between two reports, the first before it knew
-        return known.model_copy(update={"step": max(known.step, result.step), "total_steps": total})
+        reached = {"step": max(known.step, result.step), "total_steps": total, "expected_end_at": None}
+        return known.model_copy(update=reached)
     if not result.total_steps:  # it never began to train
         return known
     return Progress(

@@ -9,6 +9,9 @@ class Reason(StrEnum):
     # Nothing is wrong.
     AS_EXPECTED = "AsExpected"
     NOT_YET = "NotYet"
+    # Nothing is wrong yet.
+    WILL_EXCEED_DEADLINE = "WillExceedDeadline"
+    WILL_EXHAUST_BUDGET = "WillExhaustBudget"
     # Waiting.
     WAITING_FOR_QUOTA = "WaitingForQuota"
     WAITING_FOR_UPSTREAM = "WaitingForUpstream"

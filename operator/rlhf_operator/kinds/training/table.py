@@ -32,6 +32,7 @@ COLUMNS = (
     PrinterColumn("Validated", "string", '.status.conditions[?(@.type=="Validated")].status'),
     PrinterColumn("Age", "date", ".metadata.creationTimestamp"),
     PrinterColumn("Reason", "string", '.status.conditions[?(@.type=="Progressing")].reason', priority=1),
+    PrinterColumn("Ends", "string", ".status.progress.expectedEndAt", priority=1),
     PrinterColumn("Artifact", "string", ".status.artifact.digest", priority=1),
     PrinterColumn("GPU-s", "number", ".status.usage.gpuSeconds", priority=1),
 )
