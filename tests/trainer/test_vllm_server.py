@@ -119,11 +119,12 @@ async def test_it_serves_what_the_builtin_server_serves_behind_the_gateway_and_d
         assert {(line.arm, line.revision) for line in traffic.lines} == {("stable", "r1"), ("canary", "r2")}
 
         await w.configure(**arms, canary_weight_percent=100.0)
-        body = {"model": NAME, "prompt": PROMPTS[0], "max_tokens": 50, "stream": True, "ignore_eos": True}
+        body: dict[str, Any] = {"model": NAME, "prompt": PROMPTS[0], "max_tokens": 50, "ignore_eos": True}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         async with client.post(f"{w.url}/v1/completions", json=body) as response:
             first = await response.content.readline()
             other.process.send_signal(signal.SIGTERM)
             rest = (first + await response.read()).decode()
-        assert rest.count('"text":') == 50
+        assert '"completion_tokens":50' in rest.replace(" ", "")
         assert rest.endswith("[DONE]\n\n")
         assert await asyncio.wait_for(other.process.wait(), 60) == 0
