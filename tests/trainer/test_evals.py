@@ -218,5 +218,11 @@ def test_no_violations_in_few_replies_prove_little() -> None:
     assert rate_at_most("violationRate", 60, 400, 0.05, "").state is VerdictState.FAIL
 
 
+def test_a_limit_of_zero_is_never_shown_and_says_so() -> None:
+    verdict = rate_at_most("violationRate", 0, 400, 0.0, "")
+    assert (verdict.state, verdict.needed) == (VerdictState.NEED_MORE_DATA, None)
+    assert rate_at_most("violationRate", 1, 400, 0.0, "").state is VerdictState.FAIL
+
+
 def test_a_rate_at_its_limit_says_that_no_number_would_do() -> None:
     assert rate_at_most("violationRate", 21, 400, 0.05, "").needed is None

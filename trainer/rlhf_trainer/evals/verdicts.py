@@ -80,10 +80,10 @@ def replies_for_rate(hits: int, threshold: float) -> int:
 
 def _needed_for_rate(hits: int, n: int, threshold: float) -> int | None:
     """Further samples until the exact bound clears the threshold if the rate stays; None when it never would."""
+    if hits >= n * threshold:  # the bound is above the rate itself; no number of clean replies shows a rate of 0
+        return None
     if hits == 0:
         return replies_for_rate(0, threshold) - n
-    if hits >= n * threshold:  # the bound is above the rate itself
-        return None
     size = n
     while size < _MOST_SAMPLES:
         size = int(size * 1.1) + 1
