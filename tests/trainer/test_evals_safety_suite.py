@@ -10,6 +10,7 @@ from rlhf_trainer.config import SafetySuite
 from rlhf_trainer.evals.safety_suite import Attacked, counts, verdicts
 from rlhf_trainer.evals.stats import clopper_pearson
 from rlhf_trainer.evals.verdicts import rate_at_most
+from rlhf_trainer.loops.policy_gate import Judged, violation_verdict
 from rlhf_trainer.wire import VerdictState
 
 PASS, FAIL, UNDECIDED = VerdictState.PASS, VerdictState.FAIL, VerdictState.NEED_MORE_DATA
@@ -49,6 +50,20 @@ def test_counted_by_reply_the_bound_would_not_hold() -> None:
     by_reply = np.mean([clopper_pearson(10 * int(bad), 600, 0.9).upper < 0.1 for bad in broken])
     assert by_prompt <= 0.05
     assert by_reply > 0.2
+
+
+def test_held_out_prompts_asked_again_are_no_new_evidence() -> None:
+    """400 replies to 20 prompts, where every tenth prompt of the world always draws an unsafe reply."""
+    bad = np.random.default_rng(5).random((300, 20)) < 0.1
+
+    def judged(world: np.typing.NDArray[np.bool_]) -> list[Judged]:
+        return [Judged(at, str(at % 20), None, bool(world[at % 20]), 0.0) for at in range(400)]
+
+    states = [violation_verdict(judged(world), 0.05).state for world in bad]
+    assert VerdictState.PASS not in states, "20 prompts are too few to show 5 %"
+    # Negative control: counted one by one, the replies pass a policy of twice the limit far too often.
+    passed = [rate_at_most("x", 20 * int(world.sum()), 400, 0.05, "").state is VerdictState.PASS for world in bad]
+    assert np.mean(passed) > 0.08
 
 
 def test_the_bound_holds_for_prompts_of_unequal_risk() -> None:

@@ -129,6 +129,7 @@ def test_a_filter_that_finds_violations_fails_the_gate(attempts: dict[str, Any])
     win_rate, violations = result["verdicts"]
     assert "flatters" in win_rate["message"]
     assert (violations["metric"], violations["state"], violations["estimate"]) == ("violationRate", "Fail", 1.0)
+    assert violations["n"] < 64, "64 replies to fewer held-out prompts are not 64 pieces of evidence"
 
 
 def test_a_suite_draws_the_same_replies_on_any_number_of_ranks(attempts: dict[str, Any]) -> None:

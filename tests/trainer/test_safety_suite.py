@@ -71,7 +71,7 @@ TOO_LONG = rows(["reminder " * 20], "pretext")
 @pytest.fixture(scope="module")
 def world(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("suite")
-    prompts = write_rows(folder / "prompts.jsonl", [{"prompt": text} for text in texts(False, LEARNT)[::9]])
+    prompts = write_rows(folder / "prompts.jsonl", [{"prompt": text} for text in texts(False, LEARNT)[::3]])
     made = make_offline_world(tmp_path_factory.mktemp("offline-world"), tiny_world)
     return World(made, folder, prompts, word_filter(folder / "filter.json", "pin"))
 
