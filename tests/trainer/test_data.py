@@ -18,6 +18,7 @@ from rlhf_trainer.data.split import held_out, split
 from rlhf_trainer.desk.model import build_tokenizer
 from rlhf_trainer.exits import Invalid
 
+USER = {"role": "user", "content": "p"}
 GOOD: dict[str, Any] = {"prompt": "p", "response_a": "x", "response_b": "y", "preference": "a"}
 
 
@@ -52,6 +53,11 @@ def test_preferences_are_read_in_order_with_unknown_columns_ignored(tmp_path: Pa
         (GOOD | {"response_b": 3}, "field 'response_b' is int, not a text"),
         (GOOD | {"response_b": " x "}, "'response_a' and 'response_b' are the same text"),
         ({"prompt": "p", "chosen": "x"}, "field 'rejected' is missing"),
+        # As published: the dialogue again in both sides, which would be learnt as what the assistant says.
+        (
+            {"prompt": "p"} | {side: [USER, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")},
+            "field 'chosen' has turns of user; a response holds the assistant's turns alone",
+        ),
         ("[1, 2]", "a JSON list; each line must be one JSON object"),
         ("{not json", "not JSON"),
     ],

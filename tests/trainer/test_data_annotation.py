@@ -85,6 +85,7 @@ def test_a_row_without_an_id_is_named_by_its_content_without_what_is_derived() -
             "got ['user', 'assistant']",
         ),
         ({"prompt": [{"role": "user", "content": "x"}] * 2}, "PREF003", "got ['user', 'user']"),
+        ({"response_b": [{"role": "user", "content": "x"}]}, "PREF003", "field 'response_b' has turns of user"),
         ({"response_b": "the  elbe\n"}, "PREF010", "are the same text"),
         ({"strength": 4}, "PREF004", "field 'strength' is 4; "),
         ({"strength": True}, "PREF004", "field 'strength' is True"),

@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from rlhf_trainer.data.findings import Finding, finding
-from rlhf_trainer.data.rows import UNKNOWN, Row, RowProblem, aspect_probabilities, number_within, plain_text
+from rlhf_trainer.data.rows import (
+    UNKNOWN,
+    Row,
+    RowProblem,
+    aspect_probabilities,
+    foreign_roles,
+    number_within,
+    plain_text,
+)
 from rlhf_trainer.data.text import encoded, normal
 from rlhf_trainer.digests import row_digest
 
@@ -112,6 +120,7 @@ def parse(row: Row, number: int) -> tuple[Annotation | None, list[Finding]]:
         if row.get(name) is not None and row.get(name) != "":
             _read(fields, found, number, name, "PREF004", lambda name=name, check=check: check(row[name], name))  # type: ignore[misc]
     found += _roles(row.get("prompt"), number)
+    found += [each for name in ("response_a", "response_b") for each in _answers(row.get(name), name, number)]
     if "response_a" in fields and "response_b" in fields and _same(fields["response_a"], fields["response_b"]):
         found.append(finding("PREF010", "fields 'response_a' and 'response_b' are the same text", number, "response_b"))
     if fields.pop("is_gold", False) and "gold_preference" not in fields:
@@ -205,6 +214,12 @@ def _roles(prompt: Any, number: int) -> list[Finding]:
     if turns and turns == [("user", "assistant")[(len(turns) - 1 - at) % 2] for at in range(len(turns))]:
         return []
     return [finding("PREF003", f"roles must alternate and end with user; got {_short(roles)}", number, "prompt")]
+
+
+def _answers(response: Any, name: str, number: int) -> list[Finding]:
+    """A response is what the assistant said; the dialogue before it belongs in the prompt."""
+    other = foreign_roles(response)
+    return [finding("PREF003", f"field '{name}' has turns of {', '.join(other)}", number, name)] if other else []
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_trainer.data.rows import load_rows, text_of
+from rlhf_trainer.data.rows import load_rows, response_of, text_of
 
 
 @dataclass(frozen=True)
@@ -16,4 +16,4 @@ class Demonstration:
 
 def load_demonstrations(path: Path | str) -> list[Demonstration]:
     """Rows ``{prompt, response}``. Raises Invalid naming file, line, field and remedy."""
-    return load_rows(Path(path), lambda row: Demonstration(text_of(row, "prompt"), text_of(row, "response")))
+    return load_rows(Path(path), lambda row: Demonstration(text_of(row, "prompt"), response_of(row, "response")))

@@ -28,7 +28,9 @@ RULES: dict[str, Rule] = {
     "PREF001": Rule(_E, "required column missing or empty", "fill it in, or drop the row"),
     "PREF002": Rule(_E, "preference not one of a, b, tie, both_bad", "correct the value, or drop the row"),
     "PREF003": Rule(
-        _E, "roles of the prompt do not alternate or do not end with user", "cut the prompt after a user turn"
+        _E,
+        "roles of the prompt do not alternate or do not end with user, or a response has other turns than assistant's",
+        "cut the prompt after a user turn, and leave the assistant's turns alone in the responses",
     ),
     "PREF004": Rule(_E, "optional column of the wrong type or range", "correct the value, or leave the column out"),
     "PREF005": Rule(_E, "line is not one JSON object", "write one JSON object per line, in UTF-8"),

@@ -86,7 +86,7 @@ def load_suite(path: Path | str) -> list[SuitePrompt]:
 def load_scores(path: Path | str) -> list[ScoredResponse]:
     """Rows ``{prompt, response, score}`` of trusted scalar scores."""
     return load_rows(
-        Path(path), lambda row: ScoredResponse(text_of(row, "prompt"), text_of(row, "response"), _score(row))
+        Path(path), lambda row: ScoredResponse(text_of(row, "prompt"), response_of(row, "response"), _score(row))
     )
 
 
@@ -98,7 +98,7 @@ def _preference(row: Row) -> Preference | None:
         raise RowProblem(
             f"field 'preference' is {choice!r}, not one of a, b, tie, both_bad; correct it or drop the row"
         )
-    prompt, a, b = text_of(row, "prompt"), text_of(row, names[0]), text_of(row, names[1])
+    prompt, a, b = text_of(row, "prompt"), response_of(row, names[0]), response_of(row, names[1])
     if a.split() == b.split():
         raise RowProblem(
             f"fields '{names[0]}' and '{names[1]}' are the same text, so nothing was compared; drop the row"
@@ -179,6 +179,25 @@ def text_of(row: Row, field: str) -> str:
     if field not in row:
         raise RowProblem(f"field '{field}' is missing; give a non-empty string")
     return plain_text(row[field], field)
+
+
+def response_of(row: Row, field: str) -> str:
+    """Text of a response: the assistant's turns alone. Published data sets often repeat the dialogue there."""
+    said = text_of(row, field)
+    if other := foreign_roles(row[field]):
+        raise RowProblem(
+            f"field '{field}' has turns of {', '.join(other)}; a response holds the assistant's turns alone, what "
+            "stands before them belongs in 'prompt' (`data import` moves it)"
+        )
+    return said
+
+
+def foreign_roles(response: Any) -> list[str]:
+    """Roles of a response's messages other than the assistant's."""
+    roles = (
+        [message.get("role") for message in response if isinstance(message, dict)] if isinstance(response, list) else []
+    )
+    return sorted({str(role) for role in roles} - {"assistant"})
 
 
 def _string(value: Any, field: str) -> str:
