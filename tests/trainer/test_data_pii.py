@@ -159,6 +159,27 @@ def test_what_only_looks_alike_stays(text: str) -> None:
     assert find(text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("4111 1111 1111 1111 12/26", "<CARD_1> 12/26"),
+        ("4111-1111-1111-1111-123", "<CARD_1>-123"),
+        ("4111111111111111 123", "<CARD_1> 123"),
+        ("on 12 May 2024 4111 1111 1111 1111", "on 12 May 2024 <CARD_1>"),
+        ("case 5312 4111 1111 1111 1111", "case 5312 <CARD_1>"),
+        ("BE68 5390 0754 7034 BIC GEBABEBB", "<IBAN_1> BIC GEBABEBB"),
+        ("AT61 1904 3002 3457 3201 EUR 5", "<IBAN_1> EUR 5"),
+    ],
+)
+def test_a_number_is_found_beside_what_looks_like_more_of_it(text: str, clean: str) -> None:
+    """People give a card with its expiry, and an account with its bank."""
+    assert Redactor().text(text) == clean
+
+
+def test_years_are_no_card() -> None:
+    assert find(" ".join(map(str, range(2000, 2100)))) == []
+
+
 def test_one_value_has_one_placeholder_in_a_record() -> None:
     row = {
         "prompt": [{"role": "user", "content": "i am a@example.org, not b@example.org"}],

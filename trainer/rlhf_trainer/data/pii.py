@@ -37,17 +37,26 @@ def find(text: str) -> list[Span]:
     taken: list[Span] = []
     free = [(0, len(text))]  # an earlier kind ends the text for later ones
     for kind, pattern, check in _DETECTORS:
-        fresh = [
-            Span(match.start(), match.end(), kind)
-            for start, end in free
-            for match in pattern.finditer(text, start, end)
-            if check(match.group())
-        ]
+        fresh = [Span(*found, kind) for start, end in free for found in _matches(pattern, check, text, start, end)]
         if fresh:
             taken = sorted([*taken, *fresh], key=lambda span: span.start)
             edges = [0, *(edge for span in taken for edge in (span.start, span.end)), len(text)]
             free = list(zip(edges[::2], edges[1::2], strict=True))
     return taken
+
+
+def _matches(pattern: re.Pattern[str], check: Check, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the pattern matches and the check holds. What stands beside a number may look like a group of it (a card's
+    expiry, "BIC" after an account): a match whose checksum fails is tried without its last groups, then its first."""
+    while match := pattern.search(text, start, end):
+        at, stops, following = match.start(), [match.end()], match.end()
+        if check in _CHECKSUMS:
+            stops += [place for place in range(match.end() - 1, at, -1) if text[place] in " -"]
+            following = at + 1
+        stop = next((stop for stop in stops if check(text[at:stop])), None)
+        if stop is not None:
+            yield at, stop
+        start = following if stop is None else stop
 
 
 class Redactor:
@@ -119,6 +128,9 @@ def _iban(text: str) -> bool:
     return 15 <= len(packed) <= 34 and int("".join(str(int(character, 36)) for character in moved)) % 97 == 1
 
 
+_CHECKSUMS: tuple[Check, ...] = (_luhn, _iban)
+
+
 def _address(text: str) -> bool:
     """An IP address that names a host: not loopback, unspecified, or a reserved block."""
     try:
@@ -163,7 +175,7 @@ def _table() -> Iterator[tuple[str, re.Pattern[str], Check]]:
         _iban,
     )
     yield "IBAN", re.compile(rf"{edge}[A-Za-z]{{2}}\d{{2}}[A-Za-z0-9]{{11,30}}{no_edge}"), _iban
-    yield "CARD", re.compile(rf"{edge}(?<![A-Z]{{2}}\d\d )[2-6]\d{{3}}(?:[ -]?\d){{9,15}}{no_edge}"), _luhn
+    yield "CARD", re.compile(rf"{edge}(?<![A-Z]{{2}}\d\d )(?!20\d\d)[2-6]\d{{3}}(?:[ -]?\d){{9,15}}{no_edge}"), _luhn
     yield "IP", re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)"), _address
     yield "IP", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?<=:):?)(?![\w:])"), _address
     yield "NATIONAL_ID", re.compile(rf"{edge}(?!000|666|9\d\d)\d{{3}}-(?!00)\d\d-(?!0000)\d{{4}}{no_edge}"), _always
