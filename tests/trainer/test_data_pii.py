@@ -195,6 +195,21 @@ def test_one_value_has_one_placeholder_in_a_record() -> None:
     assert counts == Counter(EMAIL=3, PHONE=2)
 
 
+def test_what_users_add_to_a_record_is_redacted_too() -> None:
+    """An annotator's comment is written out with the row that is called clean."""
+    row = {
+        "prompt": [{"role": "user", "content": "hi", "name": "mia@example.org"}],
+        "comment": "ask mia@example.org",
+        "meta": {"notes": ["or +49 30 1234567", 3]},
+        "annotation_id": "mia@example.org-1",
+    }
+    clean, counts = redact_row(row)
+    assert clean["prompt"][0]["name"] == "<EMAIL_1>"
+    assert (clean["comment"], clean["meta"]) == ("ask <EMAIL_1>", {"notes": ["or <PHONE_1>", 3]})
+    assert clean["annotation_id"] == row["annotation_id"]
+    assert counts == Counter(EMAIL=2, PHONE=1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(st.one_of(st.text(max_size=8), st.sampled_from(["a@b.org", "+49 30 1234567", "10.1.2.3"]))))
 def test_redacting_twice_changes_nothing_more(parts: list[str]) -> None:

@@ -255,3 +255,4 @@ _OPTIONAL: dict[str, Callable[[Any, str], Any]] = {
     "safety_b": _safety,
     "split": _one_of(SPLITS),
 }
+COLUMNS = frozenset({"annotation_id", *_REQUIRED, *_OPTIONAL, *DERIVED})  # of the contract

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_trainer.data.annotation import COLUMNS
 from rlhf_trainer.data.text import encoded
 
 Check = Callable[[str], bool]
@@ -75,13 +76,13 @@ class Redactor:
         return "".join([*parts, text[at:]])
 
     def value(self, value: Any) -> Any:
-        """A text, or a list of messages whose contents are redacted."""
+        """A text, or all texts of lists and objects: messages, and what users put into columns of their own."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):
             return [self.value(part) for part in value]
         if isinstance(value, dict):
-            return {key: self.value(part) if key == "content" else part for key, part in value.items()}
+            return {key: self.value(part) for key, part in value.items()}
         return value
 
     def _placeholder(self, kind: str, value: str) -> str:
@@ -96,7 +97,8 @@ class Redactor:
 def redact_row(row: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
     """The row with its texts redacted, and how many values of each kind were replaced."""
     redactor = Redactor()
-    clean = {key: redactor.value(value) if key in TEXT_COLUMNS else value for key, value in row.items()}
+    kept = COLUMNS - set(TEXT_COLUMNS)  # of the contract; a column of the user's own may say anything
+    clean = {key: value if key in kept else redactor.value(value) for key, value in row.items()}
     return clean, redactor.counts
 
 
