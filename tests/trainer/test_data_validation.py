@@ -75,6 +75,21 @@ def test_each_rule_finds_its_fault_and_is_silent_on_clean_rows(code: str) -> Non
     assert found_in(CLEAN, code, clean) == []
 
 
+def test_people_without_names_who_agree_are_no_copies_of_each_other() -> None:
+    """HelpSteer's annotators: whoever dropped the agreeing ones would keep the disagreements alone."""
+    panel = [ROW | {"annotation_id": f"helpsteer2-{part}"} for part in range(3)]
+    assert found_in(panel, "PREF021", Policy()) == []
+    (found,) = found_in([panel[0], *panel], "PREF021", Policy())
+    assert "1 exact" in found.message
+
+
+def test_a_pace_is_judged_by_timed_answers_alone() -> None:
+    untimed = numbered(40, rater_id="r")
+    hasty = {"duration_s": 0.5}
+    assert found_in([untimed[0] | hasty, *untimed[1:]], "PREF051", Policy()) == []
+    assert len(found_in([*(row | hasty for row in untimed[:10]), *untimed[10:]], "PREF051", Policy())) == 1
+
+
 def test_exact_copies_of_a_holdout_prompt_leak_too() -> None:
     (found,) = found_in([ROW | {"split": "train"}, ROW | {"split": "audit"}], "PREF030")
     assert "(exact 1, near 0)" in found.message

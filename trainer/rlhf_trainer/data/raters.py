@@ -32,7 +32,8 @@ class RaterReport:
     first: Interval | None  # how often the one shown first won
     first_q: float | None  # Benjamini-Hochberg over raters
     tie_rate: float
-    seconds: float | None  # median
+    timed: int  # annotations whose duration is known
+    seconds: float | None  # median of theirs
     repeats: int  # pairs answered more than once
     consistency: float | None  # share of repeats with the same answer
 
@@ -106,6 +107,7 @@ def _report(rater: str, rows: Sequence[Annotation], share: float, skill: float |
         first=wilson(sum(first), len(first)) if first else None,
         first_q=None,
         tie_rate=sum(each.preference == "tie" for each in rows) / len(rows),
+        timed=len(seconds),
         seconds=median(seconds) if seconds else None,
         repeats=repeats,
         consistency=consistent / repeats if repeats else None,

@@ -111,8 +111,12 @@ def too_long(annotations: Sequence[Annotation], policy: Policy) -> list[Finding]
 
 
 def duplicates(annotations: Sequence[Annotation], policy: Policy) -> list[Finding]:
-    """PREF021: one rater's same answer to one pair under several ids, and pairs whose texts are nearly the same."""
-    answers = Counter((each.pair_id, each.rater_id, each.choice, each.created_at) for each in annotations)
+    """PREF021: one rater's same answer to one pair under several ids, and pairs whose texts are nearly the same. Equal
+    answers of raters without names are copies only where the id is the same: several people may have given them."""
+    answers = Counter(
+        (each.pair_id, each.rater_id if each.has_rater else each.annotation_id, each.choice, each.created_at)
+        for each in annotations
+    )
     exact = sum(count - 1 for count in answers.values())
     texts = {each.pair_id: _pair_text(each) for each in annotations}
     near = len(near_duplicates(list(texts.values()), policy.near_duplicate))
@@ -195,8 +199,7 @@ def rater_rules(annotations: Sequence[Annotation], policy: Policy) -> list[Findi
         if report.position_biased and report.first is not None:
             evidence = f"P(first)={report.first.estimate:.2f} (n={report.shown}, q={report.first_q:.2g})"
             found.append(finding("PREF050", f"{who}: {evidence}, position bias", field="shown_first"))
-        timed = report.seconds is not None and report.annotations >= _MIN_TIMED
-        if timed and report.seconds is not None and report.seconds < policy.min_seconds:
+        if report.seconds is not None and report.timed >= _MIN_TIMED and report.seconds < policy.min_seconds:
             message = f"{who}: median duration {report.seconds:.1f}s below {policy.min_seconds:g}s"
             found.append(finding("PREF051", message, field="duration_s"))
         gold = report.gold
