@@ -117,6 +117,12 @@ def test_equal_scores_are_a_tie_and_not_a_preference() -> None:
     assert (name, row["preference"]) == ("ultrafeedback-binarized", "tie")
 
 
+@pytest.mark.parametrize(("ranking", "preference"), [(["response_b", "response_a"], "b"), (["1", "2"], "a")])
+def test_a_ranking_as_argilla_exports_it_names_the_best_first(ranking: list[str], preference: str) -> None:
+    _, (row,) = imported(argilla("p", "x", "y") | {"q.responses": [ranking]})
+    assert row["preference"] == preference
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
@@ -156,6 +162,7 @@ def test_equal_scores_are_a_tie_and_not_a_preference() -> None:
         (label_studio("p", "x", "y") | {"data": {"prompt": "p"}}, "'answer1' is missing"),
         ({"annotation_id": 1, "annotator": 2, "lead_time": 3, "prompt": "p"}, "export the project as JSON"),
         (argilla("p", "x", "y") | {"q.responses": ["maybe"]}, "'maybe' names neither"),
+        (argilla("p", "x", "y") | {"q.responses": [["response_a", "response_a"]]}, "names neither"),
         (argilla("p", "x", "y") | {"q.responses.users": []}, "different lengths"),
         (argilla("p", "x", "y") | {"q.responses": "a"}, "not a list"),
         (argilla("p", "x", "y") | {"other.responses": []}, "name the one that compares"),

@@ -66,9 +66,14 @@ def _question(row: Row) -> str:
 
 
 def _preference(answer: Any, sides: tuple[str, str]) -> str:
-    """a, b, tie or both_bad of a label, or of a ranking [{value, rank}, ...]."""
-    if isinstance(answer, list) and len(answer) == 2 and all(isinstance(each, dict) for each in answer):
-        ranks = {_side(each.get("value"), sides): each.get("rank") for each in answer}
+    """a, b, tie or both_bad of a label, or of a ranking: [{value, rank}, ...] of the server, [value, ...] with the best
+    first of the flat export, which has lost who were level."""
+    if isinstance(answer, list) and len(answer) == 2:
+        ranked: list[tuple[Any, Any]] = [
+            (each.get("value"), each.get("rank")) if isinstance(each, dict) else (each, place)
+            for place, each in enumerate(answer)
+        ]
+        ranks = {_side(value, sides): rank for value, rank in ranked}
         if set(ranks) == {0, 1} and all(isinstance(rank, int) for rank in ranks.values()):
             return "tie" if ranks[0] == ranks[1] else "a" if ranks[0] < ranks[1] else "b"
     elif isinstance(answer, str):
