@@ -83,6 +83,22 @@ def test_spearman_covers_the_truth() -> None:
     assert 0.925 <= covered / 500 <= 0.98
 
 
+def test_spearman_of_several_responses_to_a_prompt_covers_the_truth() -> None:
+    """20 responses to each of 20 prompts; rewards and scores differ mostly from prompt to prompt."""
+    rng, prompts, covered, ignoring = np.random.default_rng(8), [at for at in range(20) for _ in range(20)], 0, 0
+    r = 0.75 / math.sqrt((1.0 + 0.25) * (0.75**2 + 0.8**2 + 0.25))
+    truth = 6 / math.pi * math.asin(r / 2)
+    for _ in range(400):
+        score, other = rng.standard_normal(20), 0.8 * rng.standard_normal(20)
+        scores = np.repeat(score, 20) + 0.5 * rng.standard_normal(400)
+        rewards = np.repeat(0.75 * score + other, 20) + 0.5 * rng.standard_normal(400)
+        interval, narrow = spearman(rewards, scores, clusters=prompts), spearman(rewards, scores)
+        covered += interval.lower <= truth <= interval.upper
+        ignoring += narrow.lower <= truth <= narrow.upper
+    assert 0.92 <= covered / 400 <= 0.98
+    assert ignoring / 400 < 0.6  # negative control
+
+
 def test_spearman_of_a_constant_reward_is_no_evidence() -> None:
     for reward in ([1.0] * 20, [float("nan"), *range(19)]):
         interval = spearman(reward, list(range(20)))

@@ -15,10 +15,12 @@ from rlhf_trainer.evals.probes import Favourite, Probe, ProbeOutcome, keywords, 
 from rlhf_trainer.evals.reward_model import (
     Evidence,
     HumanScored,
+    accuracy_verdict,
     brier_verdict,
     calibration_verdict,
     cohort_gaps,
     cohort_verdict,
+    correlation_verdicts,
     judge,
     length_verdict,
 )
@@ -236,6 +238,24 @@ def test_newcombe_covers_a_difference() -> None:
         interval = difference(first, second)
         covered += interval.lower <= 0.15 <= interval.upper
     assert 0.93 <= covered / 1000 <= 0.98
+
+
+def test_answers_to_one_prompt_say_nothing_about_others() -> None:
+    """A bootstrap over prompts draws the one prompt there is each time: its width of zero is no certainty."""
+    rng, prompts = np.random.default_rng(1), ("the same",) * 200
+    scores = rng.standard_normal(200)
+    rewards = scores + 0.1 * rng.standard_normal(200)
+    human = HumanScored(rewards.tolist(), scores.tolist(), rng.standard_normal(200).tolist(), prompts)
+    pairs = HeldOut(np.full(200, 20.0), np.ones(200), prompts)
+    verdicts = [
+        *correlation_verdicts(human, 0.6, 0),
+        length_verdict(human, 0.5, 0),
+        calibration_verdict(pairs, 0.1, False, 0),
+        accuracy_verdict("accuracy", pairs, 0.65),
+    ]
+    assert {verdict.metric: verdict.state for verdict in verdicts} == dict.fromkeys(
+        ("humanCorrelation", "humanPearson", "lengthBias", "calibrationError", "accuracy"), VerdictState.NEED_MORE_DATA
+    )
 
 
 def test_fieller_covers_a_ratio() -> None:

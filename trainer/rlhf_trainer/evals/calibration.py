@@ -87,6 +87,8 @@ def calibration_interval(predicted: Floats, observed: Floats, prompts: Sequence[
     estimate = calibration_error(predicted, observed)
     _, cluster = np.unique(np.array(prompts), return_inverse=True)
     count = int(cluster.max()) + 1
+    if count < 2:
+        return Interval(len(predicted), estimate, 0.0, 1.0)
     gaps = np.zeros((count, _BINS))  # what each prompt contributes to each bin
     np.add.at(gaps, (cluster, _bins(predicted)), predicted - observed)
     drawn = generator(seed, Stream.EVALUATION).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)

@@ -144,7 +144,7 @@ def correlation_verdicts(human: HumanScored | None, threshold: float, seed: int)
             too_few(name, count, _MIN_SCORES, threshold, "human scores")
             for name in ("humanCorrelation", "humanPearson")
         ]
-    ranks = spearman(human.rewards, human.scores)
+    ranks = spearman(human.rewards, human.scores, clusters=human.prompts)
     linear = pearson(human.rewards, human.scores, _draws(human.prompts, seed))
     return [
         at_least("humanCorrelation", ranks, threshold, "Spearman correlation with trusted scores"),

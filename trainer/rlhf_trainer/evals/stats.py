@@ -89,17 +89,42 @@ def cluster_variance(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return found
 
 
-def spearman(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Rank correlation with Fisher's z and the variance of Bonett and Wright (2000)."""
+def spearman(
+    first: Sequence[float],
+    second: Sequence[float],
+    confidence: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Rank correlation with Fisher's z and the variance of Bonett and Wright (2000), at the effective sample size where
+    values depend on each other within ``clusters`` (several responses to one prompt)."""
     n = len(first)
     if n < 4:
         raise ValueError(f"{n} pairs: a rank correlation needs at least 4")
     if any(len(set(side)) == 1 or np.isnan(side).any() for side in (first, second)):  # it orders nothing
         return Interval(n, 0.0, -1.0, 1.0)
-    rho = float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+    ranks = _ranks(first), _ranks(second)
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    groups = n if clusters is None else len(set(clusters))
+    effective = n / (1.0 if clusters is None else _design_effect(*ranks, clusters))
+    if groups < 2 or effective <= 3:
+        return Interval(n, rho, -1.0, 1.0)
     centre = math.atanh(max(-0.999999, min(0.999999, rho)))
-    reach = float(special.ndtri(0.5 + confidence / 2)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
+    tail = 0.5 + confidence / 2
+    # Few prompts tell their own spread badly, which Student's t allows for; a prompt for each value is the normal case.
+    quantile = float(special.ndtri(tail) if groups == n else special.stdtrit(groups - 1, tail))
+    reach = quantile * math.sqrt((1 + rho * rho / 2) / (effective - 3))
     return Interval(n, rho, math.tanh(centre - reach), math.tanh(centre + reach))
+
+
+def _design_effect(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], clusters: Sequence[Hashable]) -> float:
+    """Variance of the correlation of x and y [N] by clusters over that of independent values, from their influences; at
+    least 1."""
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    influence = x * y - float((x * y).mean()) * (x * x + y * y) / 2
+    alone = float(influence @ influence)
+    if alone < 1e-12:  # in perfect order, whose spread says nothing: only prompts count
+        return len(x) / len(set(clusters))
+    return max(1.0, float(cluster_variance(cluster_sums(influence[:, None], clusters))[0, 0]) / alone)
 
 
 def pearson(first: Sequence[float], second: Sequence[float], draws: npt.NDArray[np.int64]) -> Interval:
@@ -108,7 +133,7 @@ def pearson(first: Sequence[float], second: Sequence[float], draws: npt.NDArray[
     The bootstrap is asked because Fisher's interval for it holds for normal data only; scores seldom are.
     """
     x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    return _percentile(len(x), _correlation(x, y, np.ones((1, len(x)))), _correlation(x, y, draws))
+    return _percentile(_correlation(x, y, np.ones((1, len(x)))), _correlation(x, y, draws), draws, most=1.0)
 
 
 def rank_correlation_gap(
@@ -122,9 +147,10 @@ def rank_correlation_gap(
     r, s, o = (_ranks(values) for values in (rewards, scores, other))
     whole = np.ones((1, len(r)))
     signed = _percentile(
-        len(r),
         _correlation(r, o, whole) - _correlation(s, o, whole),
         _correlation(r, o, draws) - _correlation(s, o, draws),
+        draws,
+        most=2.0,
     )
     return absolute(signed)
 
@@ -210,7 +236,13 @@ def _correlation(
     return result
 
 
-def _percentile(n: int, estimate: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64]) -> Interval:
+def _percentile(
+    estimate: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64], draws: npt.NDArray[np.int64], most: float
+) -> Interval:
+    """Of what lies in [-most, most]; all of it where every draw is the sample itself, which is one cluster."""
+    n = draws.shape[1]
+    if (draws == 1).all():
+        return Interval(n, float(estimate[0]), -most, most)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(n, float(estimate[0]), float(low), float(high))
 
