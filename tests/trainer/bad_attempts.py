@@ -48,6 +48,7 @@ PREFERENCES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "prompt a number": (lambda b: b.reward(preferences=b.row(prompt=5)), ("data.jsonl:3", "'prompt'", "int")),
     "no response": (lambda b: b.reward(preferences=b.row(response_b=None)), ("data.jsonl:3", "response_b")),
     "response a list": (lambda b: b.reward(preferences=b.row(response_a=["x"])), ("data.jsonl:3", "response_a")),
+    "half a character": (lambda b: b.reward(preferences=b.row(prompt="\ud83d")), ("data.jsonl:3", "surrogate pair")),
     "unknown choice": (lambda b: b.reward(preferences=b.row(preference="left")), ("data.jsonl:3", "preference")),
     "choice missing": (lambda b: b.reward(preferences=b.row(preference=None)), ("data.jsonl:3", "preference")),
     "choice a number": (lambda b: b.reward(preferences=b.row(preference=1)), ("data.jsonl:3", "preference")),

@@ -16,6 +16,7 @@ from rlhf_trainer.data.rows import load_preferences, load_prompts, load_scores
 from rlhf_trainer.data.sampler import Position, Sampler
 from rlhf_trainer.data.split import held_out, split
 from rlhf_trainer.desk.model import build_tokenizer
+from rlhf_trainer.digests import dataset_digest, rows_digest
 from rlhf_trainer.exits import Invalid
 
 USER = {"role": "user", "content": "p"}
@@ -50,6 +51,7 @@ def test_preferences_are_read_in_order_with_unknown_columns_ignored(tmp_path: Pa
         ({k: v for k, v in GOOD.items() if k != "prompt"}, "field 'prompt' is missing"),
         (GOOD | {"prompt": "  "}, "field 'prompt' is empty"),
         (GOOD | {"response_a": ""}, "field 'response_a' is empty"),
+        (GOOD | {"response_a": "half a smile: \ud83d"}, "field 'response_a' holds half of a surrogate pair"),
         (GOOD | {"response_b": 3}, "field 'response_b' is int, not a text"),
         (GOOD | {"response_b": " x "}, "'response_a' and 'response_b' are the same text"),
         ({"prompt": "p", "chosen": "x"}, "field 'rejected' is missing"),
@@ -95,6 +97,14 @@ def test_bytes_that_are_not_text_are_refused_and_not_a_crash(tmp_path: Path) -> 
     path.write_bytes(b"\xff\xfe\x00\n")
     with pytest.raises(Invalid, match=":1: not JSON"):
         load_prompts(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """As `data validate` takes it, and says which digest to pin."""
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n")
+    assert len(load_preferences(path)) == 1
+    assert dataset_digest(path) == rows_digest([GOOD])
 
 
 def test_prompts_given_twice_count_once(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_report_gates_writes_json_and_soft_labels_that_the_loop_reads(
     assert main(["data", "report", str(data), "--gate", "--min-gold-accuracy", "0.99"]) == 10
 
 
+def test_what_is_no_character_in_a_column_of_the_users_own_is_written_as_it_was_read(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", ROW | {"comment": "\ud83d"})
+    out = tmp_path / "out.jsonl"
+    assert main(["data", "import", str(path), "--out", str(out), "--keep-rater-ids"]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["comment"] == "\ud83d"
+    assert dataset_digest(out) == json.loads(Path(f"{out}.manifest.json").read_text())["datasetDigest"]
+
+
 def test_pii_off_needs_to_be_meant(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "import", str(data), "--keep-rater-ids", "--pii", "off", "--out", str(tmp_path / "x")]
     assert main(command) == 11

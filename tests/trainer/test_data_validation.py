@@ -158,7 +158,9 @@ FILES: dict[str, tuple[bytes, str]] = {
     "wrong type": (json.dumps(ROW | {"cohort": {}}).encode(), "PREF004"),
     "same text": (json.dumps(ROW | {"response_b": ROW["response_a"]}).encode(), "PREF010"),
     "null everywhere": (json.dumps(dict.fromkeys(ROW)).encode(), "PREF001"),
-    "lone surrogate": (json.dumps(ROW | {"prompt": "\ud800", "preference": "?"}).encode(), "PREF002"),
+    "lone surrogate": (json.dumps(ROW | {"prompt": "half a smile: \ud83d"}).encode(), "PREF001"),
+    "lone surrogate in a name": (json.dumps(ROW | {"cohort": "\ud800"}).encode(), "PREF004"),
+    "lone surrogate in a column": (json.dumps({"\ud800": 1}).encode(), "PREF090"),
     "zero bytes": (json.dumps(ROW | {"prompt": "\x00", "preference": "?"}).encode(), "PREF002"),
 }
 

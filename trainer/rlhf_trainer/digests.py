@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,13 +76,15 @@ def rows_digest(rows: list[dict[str, Any]]) -> str:
 
 
 def dataset_digest(path: Path | str) -> str:
-    """Digest of a JSONL file's rows; blank lines do not count.
+    """Digest of a JSONL file's rows; blank lines and a byte order mark do not count.
 
     Raises RowError for a line that is not a JSON object (NaN and infinities are not JSON), OSError when unreadable.
     """
     digests: list[bytes] = []
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
             if line.strip():
                 digests.append(row_digest(_parse_row(line, path, number)))
     return _combine(digests)

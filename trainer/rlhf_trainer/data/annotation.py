@@ -19,6 +19,7 @@ from rlhf_trainer.data.rows import (
     Row,
     RowProblem,
     aspect_probabilities,
+    characters,
     foreign_roles,
     number_within,
     plain_text,
@@ -175,7 +176,7 @@ def _within(low: float, high: float) -> Callable[[Any, str], float]:
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise RowProblem(f"field '{name}' is {type(value).__name__}, not a text")
-    return value
+    return characters(value, name)
 
 
 def _flag(value: Any, name: str) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rlhf_trainer.data.access import write_bytes
 from rlhf_trainer.data.diff import difference
@@ -22,6 +22,7 @@ from rlhf_trainer.data.importing import Options, Prepared, prepare, to_jsonl
 from rlhf_trainer.data.pair_view import pair_rows
 from rlhf_trainer.data.render import diff_text, findings_text, report_text, summary
 from rlhf_trainer.data.report import Thresholds, as_dict, build_report
+from rlhf_trainer.data.text import utf8
 from rlhf_trainer.data.validation import PiiPolicy, Policy, Validated, validate
 from rlhf_trainer.digests import rows_digest
 from rlhf_trainer.exits import Invalid
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return verb(arguments)
     except Invalid as refusal:
-        print(refusal.message, file=sys.stderr)
+        _print(refusal.message, sys.stderr)
         return int(ExitCode.INVALID)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,7 +107,7 @@ def _import(arguments: argparse.Namespace) -> int:
     if not errors(prepared.findings):
         write_bytes(arguments.out, to_jsonl(prepared.rows))
         manifest = json.dumps(prepared.manifest, indent=2, sort_keys=True, ensure_ascii=False)
-        write_bytes(f"{arguments.out}.manifest.json", f"{manifest}\n".encode("utf-8", "surrogatepass"))
+        write_bytes(f"{arguments.out}.manifest.json", utf8(f"{manifest}\n"))
         told = _import_text(arguments.out, prepared)
     return _finish(arguments, document.source, prepared.findings, {"manifest": prepared.manifest}, told)
 
@@ -137,13 +138,13 @@ def _report(arguments: argparse.Namespace) -> int:
     )
     found = as_dict(report)
     if arguments.out:
-        write_bytes(arguments.out, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+        write_bytes(arguments.out, utf8(json.dumps(found, indent=2, ensure_ascii=False) + "\n"))
     if arguments.pairs_out:
         write_bytes(arguments.pairs_out, to_jsonl(pair_rows(checked.annotations, report.aggregate)))
     # What the rules found is part of the report, and no reason to refuse it.
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(report_text(report)))
+    _print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else "\n".join(report_text(report)))
     if not arguments.json:
-        print("\n".join(findings_text(document.source, checked.findings)))
+        _print("\n".join(findings_text(document.source, checked.findings)))
     trusted = report.trusted.state is VerdictState.PASS
     return int(ExitCode.GATE_FAILED if arguments.gate and not trusted else ExitCode.SUCCESS)
 
@@ -158,7 +159,7 @@ def _diff(arguments: argparse.Namespace) -> int:
             return _finish(arguments, document.source, fatal, {}, ["no comparison with invalid rows"])
         sides.append(checked.annotations)
     found = difference(sides[0], sides[1])
-    print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False) if arguments.json else "\n".join(diff_text(found)))
+    _print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False) if arguments.json else "\n".join(diff_text(found)))
     return int(ExitCode.INVALID if found.left_holdout else ExitCode.SUCCESS)
 
 
@@ -183,10 +184,14 @@ def _finish(
     bad = bool(errors(findings))
     if arguments.json:
         body = {"valid": not bad, **extra, "findings": [found.as_dict() for found in findings]}
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        _print(json.dumps(body, indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*findings_text(source, findings), *told]))
+        _print("\n".join([*findings_text(source, findings), *told]))
     return int(ExitCode.INVALID if bad else ExitCode.SUCCESS)
+
+
+def _print(text: str, stream: TextIO | None = None) -> None:
+    print(utf8(text).decode(), file=stream)
 
 
 def _sides(uri: str | None) -> dict[str, str] | None:

@@ -16,6 +16,7 @@ from rlhf_trainer.data.importers.base import Format
 from rlhf_trainer.data.pii import pseudonym, redact_row
 from rlhf_trainer.data.rows import Row
 from rlhf_trainer.data.split import QUARANTINE, assign
+from rlhf_trainer.data.text import utf8
 from rlhf_trainer.data.validation import PiiPolicy, Policy, validate
 from rlhf_trainer.digests import rows_digest
 
@@ -116,6 +117,4 @@ def _manifest(
 
 
 def to_jsonl(rows: Sequence[Row]) -> bytes:
-    return "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode(
-        "utf-8", "surrogatepass"
-    )
+    return utf8("".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))

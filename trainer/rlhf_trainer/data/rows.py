@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ def _name(row: Row, field: str) -> str:
         return UNKNOWN
     if not isinstance(value, str):
         raise RowProblem(f"field '{field}' is {type(value).__name__}, not a text; give a string or leave it out")
-    return value
+    return characters(value, field)
 
 
 def text_of(row: Row, field: str) -> str:
@@ -205,7 +206,18 @@ def _string(value: Any, field: str) -> str:
         raise RowProblem(f"field '{field}' is empty; give a non-empty string")
     if not isinstance(value, str):
         raise RowProblem(f"field '{field}' is {type(value).__name__}, not a text; give a non-empty string")
-    return value
+    return characters(value, field)
+
+
+def characters(text: str, field: str) -> str:
+    """JSON can escape half of a surrogate pair, as exports do that cut an emoji in two; no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowProblem(
+            f"field '{field}' holds half of a surrogate pair, which is no character; repair the text"
+        ) from error
+    return text
 
 
 def _score(row: Row) -> float:
@@ -233,6 +245,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
+                if number == 1:
+                    raw = raw.removeprefix(BOM_UTF8)
                 if raw.strip():
                     # Undecodable bytes become U+FFFD, which the row's JSON or fields then show.
                     yield number, raw.decode("utf-8", errors="replace")

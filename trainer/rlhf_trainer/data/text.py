@@ -23,3 +23,8 @@ def words(text: str) -> list[str]:
 def encoded(text: str) -> bytes:
     """UTF-8 of any text JSON can hold, lone surrogates included."""
     return text.encode("utf-8", "surrogatepass")
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 that every reader takes: half a surrogate pair is written as JSON escapes it."""
+    return text.encode("utf-8", "backslashreplace")
