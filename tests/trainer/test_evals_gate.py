@@ -155,6 +155,19 @@ def by_cohort(seed: int, rates: dict[str, float], each: int) -> tuple[HeldOut, t
     return HeldOut(np.where(right, 1.0, -1.0), labels, tuple(map(str, range(len(cohorts))))), cohorts
 
 
+def test_a_small_cohort_does_not_hide_the_gap_of_a_large_one() -> None:
+    large, of_large = by_cohort(0, {"bad": 0.65, "good": 0.9}, 2000)
+    small, of_small = by_cohort(1, {"few": 0.5}, 20)
+    together = HeldOut(
+        np.concatenate((large.delta, small.delta)),
+        np.ones(4020),
+        tuple(map(str, range(4020))),
+    )
+    verdict = cohort_verdict(together, of_large + of_small, 0.1)
+    assert verdict.state is VerdictState.FAIL
+    assert "'bad'" in verdict.message or "'good'" in verdict.message
+
+
 def test_a_cohort_that_is_read_worse_is_found_and_named() -> None:
     fair, names = by_cohort(0, {"a": 0.8, "b": 0.8, "c": 0.8}, 1500)
     assert cohort_verdict(fair, names, 0.1).state is VerdictState.PASS

@@ -170,7 +170,8 @@ def cohort_verdict(pairs: HeldOut, cohorts: Sequence[str], threshold: float) -> 
     if not gaps:
         missing = f"maxCohortGap needs two cohorts with {_MIN_COHORT} held-out pairs each; name cohorts in the rows"
         return unknown("cohortGap", threshold, missing)
-    worst = max(gaps, key=lambda name: (gaps[name].upper, name))
+    # The one furthest from passing: a small cohort's wide interval must not hide another's sure gap.
+    worst = max(gaps, key=lambda name: (gaps[name].lower > threshold, gaps[name].upper, name))
     note = f"worst is cohort {worst!r} of {len(gaps)}, accuracy against the rest"
     return at_most("cohortGap", gaps[worst], threshold, note)
 
