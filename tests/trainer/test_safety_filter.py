@@ -19,7 +19,7 @@ from rlhf_trainer.desk.grammar import careful_reply, leak, sloppy_reply
 from rlhf_trainer.desk.oracle import violation
 from rlhf_trainer.desk.prompts import draw_prompts
 from rlhf_trainer.digests import file_digest
-from rlhf_trainer.safety.__main__ import main
+from rlhf_trainer.safety.__main__ import main, read_examples
 from rlhf_trainer.safety.scorer import FormatError, LinearFilter, buckets_of, normalise, windows
 from rlhf_trainer.safety.train import DataError, Example, Recipe, measure, rate, split, train
 
@@ -192,6 +192,23 @@ def test_the_command_line_trains_and_evaluates(tmp_path: Path, capsys: pytest.Ca
     evaluated = json.loads(capsys.readouterr().out)
     assert evaluated["seen_in_training"] is False
     assert evaluated["measured"]["false_negatives"]["n"] > 20
+
+
+def test_labels_are_read_as_any_tool_writes_them(tmp_path: Path) -> None:
+    """A byte order mark, the line ends of Windows, and what JSON need not escape and Python takes for a line's end."""
+    data = tmp_path / "labels.jsonl"
+    data.write_bytes(
+        b"\xef\xbb\xbf" + '{"response": "one\u2028two\x85", "violation": false}\r\n'.encode() + b"\r\n"
+        b'{"response": "x", "violation": true}\r\n'
+    )
+    assert read_examples(data) == [Example("one\u2028two\x85", False), Example("x", True)]
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "labels.jsonl"
+    data.write_bytes(b'{"response": "x", "violation": true}\n{"response": "\xff", "violation": true}\n')
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "f.json")]) == 11
+    assert "labels.jsonl:2: not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ['{"response": "x"}', "{", '{"response": 1, "violation": true}', "[]"])

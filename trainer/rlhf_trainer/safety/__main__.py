@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from rlhf_trainer.wire import ExitCode
 def read_examples(path: Path) -> list[Example]:
     """Labelled answers of a JSONL file. Raises RowError naming file and line, OSError when unreadable."""
     examples: list[Example] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Bytes, not text: JSON may hold characters that Python takes for the end of a line, such as U+2028.
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
