@@ -145,7 +145,11 @@ async def test_a_request_that_cannot_be_served_says_what_to_do(
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b"\xff", b"[" * 100_000]
+    + [json.dumps(ASK | spoilt).encode() for spoilt in ({"prompt": "half a smile: \ud83d"}, {"stop": "\ud83d"})],
+)
 async def test_a_body_that_is_no_object_is_refused(client: aiohttp.ClientSession, body: bytes) -> None:
     async with client.post("/v1/completions", data=body) as response:
         assert response.status == 400

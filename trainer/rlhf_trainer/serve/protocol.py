@@ -82,8 +82,14 @@ def parse(endpoint: Endpoint, body: bytes) -> CompletionRequest | ChatRequest:
     """Check a request body. Raises RequestError."""
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is not JSON: {error}. Send a JSON object.") from error
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON can escape it, and no tokenizer takes it
+        raise RequestError(
+            "The JSON holds half of a surrogate pair, which is no character: send whole ones."
+        ) from error
     if not isinstance(document, dict):
         raise RequestError("The body must be a JSON object.")
     for name, neutral in _UNSUPPORTED.items():
