@@ -109,7 +109,11 @@ def make_tiny_world(folder: Path) -> TinyWorld:
     tokenizer.save_pretrained(folder / "base")
     rng = random.Random(5)
     responses = [" ".join(rng.choices(WORDS, k=4)) for _ in range(40)]
-    scores = [{"prompt": "hello refund", "response": text, "score": true_reward(text)} for text in responses]
+    asked = [f"hello {rng.choice(TOPICS)} {rng.choice(TOPICS)}" for _ in responses]  # one prompt says nothing of others
+    scores = [
+        {"prompt": prompt, "response": text, "score": true_reward(text)}
+        for prompt, text in zip(asked, responses, strict=True)
+    ]
     return TinyWorld(
         base=folder / "base",
         preferences=write_rows(folder / "preferences.jsonl", preference_rows(400, seed=1)),
