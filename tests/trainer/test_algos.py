@@ -281,6 +281,15 @@ def test_the_adaptive_controller_moves_at_most_a_fifth_per_horizon() -> None:
     assert controller.coefficient == pytest.approx(1.2 * 0.8)
 
 
+def test_a_batch_beyond_the_horizon_corrects_by_no_more_and_never_turns_the_sign() -> None:
+    """1024 prompts of 16 samples, the default horizon: 1 - 0.2 * 16384 / 2000 would be -0.64, a reward for KL."""
+    controller = AdaptiveKL(coefficient=0.05, target=6.0, horizon=2000)
+    controller.update(kl=0.0, samples=16 * 1024)
+    assert controller.coefficient == pytest.approx(0.05 * 0.8)
+    controller.update(kl=1e9, samples=16 * 1024)
+    assert controller.coefficient == pytest.approx(0.05 * 0.8 * 1.2)
+
+
 def test_the_fixed_controller_stays() -> None:
     controller = FixedKL(0.3)
     controller.update(kl=100.0, samples=64)

@@ -61,7 +61,10 @@ class FixedKL:
 @dataclass
 class AdaptiveKL:
     """Proportional control in log space towards ``target`` nats (Ziegler et al. 2019, section 2.2):
-    e = clip(KL/target - 1, ±0.2), weight *= 1 + e * samples / horizon."""
+    e = clip(KL/target - 1, ±0.2), weight *= 1 + e * samples / horizon.
+
+    A batch beyond the horizon corrects as one of the horizon: five of them would bring the weight to 0, more below it.
+    """
 
     coefficient: float
     target: float
@@ -69,4 +72,4 @@ class AdaptiveKL:
 
     def update(self, kl: float, samples: int) -> None:
         error = max(-_ERROR_BOUND, min(_ERROR_BOUND, kl / self.target - 1.0))
-        self.coefficient *= 1.0 + error * samples / self.horizon
+        self.coefficient *= 1.0 + error * min(1.0, samples / self.horizon)
