@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_trainer.algos.distillation import forward_kl
+from rlhf_trainer.exits import Invalid
 from rlhf_trainer.models import logprobs as logprobs_module
 from rlhf_trainer.models import student as student_module
 from rlhf_trainer.models.logprobs import token_logprobs
 from rlhf_trainer.models.packing import PACKED_TYPES, packs, row_states
-from rlhf_trainer.models.policy import ActorCritic, Batch, score_tokens
+from rlhf_trainer.models.policy import ActorCritic, Batch, load_policy, score_tokens
 from rlhf_trainer.models.student import Student
-from tests.trainer.training_world import run_ranks
+from tests.trainer.training_world import TinyWorld, run_ranks
 
 CPU = torch.device("cpu")
 
@@ -313,3 +314,23 @@ def test_a_sharded_head_is_whole_when_its_chunks_are_computed(tmp_path: Path) ->
         assert report[f"{tied}/3"] == pytest.approx(report[f"{tied}/0"], rel=1e-4)
         assert report[f"{tied}/0"][2] < report[f"{tied}/0"][0] - 0.1
     assert report["True/0"][0] != pytest.approx(report["False/0"][0], rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_model_that_scales_its_logits_after_the_head_is_refused(
+    scale: float, tmp_path: Path, tiny_world: TinyWorld
+) -> None:
+    """Granite divides them: the trainer would learn, and report, another distribution than the one that is sampled."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_world.base)
+    lm = model_of("granite", vocab_size=len(tokenizer), logits_scaling=scale)
+    logits = lm(input_ids=torch.tensor([PROMPTS[4] + RESPONSES[4]])).logits[0, len(PROMPTS[4]) - 1 : -1]
+    own = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(RESPONSES[4])[:, None])[:, 0]
+    ours = score_tokens(lm, Batch.of([PROMPTS[4]], [RESPONSES[4]], 0, CPU), 1.0).logprobs[0]
+    assert (float((own - ours).abs().max()) < 1e-4) is (scale == 1.0)
+    lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    if scale == 1.0:
+        load_policy(tmp_path)
+        return
+    with pytest.raises(Invalid, match=r"granite changes its logits after the head \(logits_scaling 4.0\)"):
+        load_policy(tmp_path)

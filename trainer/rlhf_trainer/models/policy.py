@@ -18,6 +18,9 @@ from rlhf_trainer.exits import Invalid
 from rlhf_trainer.models.logprobs import head_logprobs
 from rlhf_trainer.models.packing import row_states
 
+# What configurations call a cap or a factor that is put on logits: Gemma 2, Cohere, Granite, Falcon H1, Griffin.
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -119,8 +122,13 @@ def load_policy(path: Path | str) -> tuple[Any, Encoder]:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise Invalid(f"{path}: not a Hugging Face causal language model with a tokenizer ({error})") from error
-    if getattr(lm.config, "final_logit_softcapping", None) or getattr(lm.config, "logit_scale", None):
-        raise Invalid(f"{path}: {lm.config.model_type} changes its logits after the head, which is not supported")
+    settings = {name: getattr(lm.config, name, None) for name in _AFTER_HEAD}
+    changed = [f"{name} {value}" for name, value in settings.items() if value not in (None, 0, 1)]
+    if changed:
+        raise Invalid(
+            f"{path}: {lm.config.model_type} changes its logits after the head ({', '.join(changed)}), which is not "
+            "supported; use a model whose logits are those of its head"
+        )
     return lm.eval(), Encoder(tokenizer)
 
 
