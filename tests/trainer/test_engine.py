@@ -68,6 +68,17 @@ try:
     engine.backward(loss)
 except Diverged as diverged:
     report["diverged"] = diverged.message
+for stage in range(4):
+    engine = Engine(module(), EngineOptions(stage, 0.1, rows_per_step=8, max_grad_norm=1.0), world)
+    scores = engine(torch.ones(4, 6))
+    flat = (scores - scores.detach()).abs()  # 0, and so is its root, whose slope is not
+    engine.backward((flat.sqrt() if world.rank == 1 else scores).mean())
+    try:
+        engine.step()
+    except Diverged as diverged:
+        report[f"{stage}/steep"] = diverged.message
+    report[f"{stage}/kept"] = all(bool(value.isfinite().all()) for value in engine.state_dict().values())
+    engine.close()
 report["sums"] = world.sums({"a": world.rank + 1.0, "b": 0.5})
 report["gathered"] = world.gather(f"rank {world.rank}")
 report["any"] = [world.any(world.rank == 1), world.any(False)]
@@ -125,6 +136,14 @@ def test_ranks_agree_and_only_the_first_holds_whole_weights(reports: list[dict[s
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all(reports: list[dict[str, Any]]) -> None:
     assert all("loss is nan" in report["diverged"] for report in reports)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_gradient_that_is_not_finite_ends_all_before_it_is_learnt(reports: list[dict[str, Any]], stage: int) -> None:
+    """A finite loss may have one. Without ZeRO it would make every weight nan, with it the step would be left out."""
+    for report in reports:
+        assert "gradient's norm is" in report[f"{stage}/steep"]
+        assert report[f"{stage}/kept"]
 
 
 def test_collectives(reports: list[dict[str, Any]]) -> None:

@@ -143,18 +143,18 @@ class Engine:
         Raises ``Diverged`` on every rank alike when the loss of any is not finite, before any weight is touched.
         """
         mean = self.world.means({"loss": float(loss.detach())})["loss"]
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the training loss is {mean}; lower learningRate or look for extreme values in the data; "
-                "the last checkpoint is from before"
-            )
+        _require_finite("training loss", mean)
         self._close_micro_step()
         self._engine.backward(loss)
         self._pending += 1
         return mean
 
     def step(self, learning_rate: float | None = None) -> None:
-        """Updates the weights from the slices seen since the last step, at ``learning_rate`` if given."""
+        """Updates the weights from the slices seen since the last step, at ``learning_rate`` if given.
+
+        Raises ``Diverged`` on every rank alike, weights untouched, when the gradient is not finite: a finite loss can
+        have such a one.
+        """
         if learning_rate is not None:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -164,10 +164,12 @@ class Engine:
         if self.options.zero_stage == 0:  # whole gradients, already averaged; DeepSpeed keeps no norm of them
             gradients = [each.grad.float() for each in self.module.parameters() if each.grad is not None]
             self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+            _require_finite("gradient's norm", self._gradient_norm)
         self._engine.step()
         self._pending = 0
-        if self.options.zero_stage > 0:
+        if self.options.zero_stage > 0:  # DeepSpeed leaves the update out, without a word
             self._gradient_norm = float(self._engine.get_global_grad_norm() or 0.0)
+            _require_finite("gradient's norm", self._gradient_norm)
 
     @property
     def gradient_norm(self) -> float:
@@ -266,6 +268,14 @@ class Engine:
             "steps_per_print": 2**31,  # never; 0 divides by zero
             "checkpoint": {"tag_validation": "Ignore"},
         }
+
+
+def _require_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the {name} is {value}; lower learningRate or look for extreme values in the data; "
+            "the last checkpoint is from before"
+        )
 
 
 def _make_universal(source: Path, target: Path) -> None:

@@ -6,7 +6,6 @@ A step takes ``promptsPerStep`` rows over all ranks and updates once. Rows and l
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -69,9 +68,9 @@ class OfflineTrainer(ABC):
                 "learningRate": rate,
                 "trainSeconds": seconds - figures.get("generateSeconds", 0.0),
                 "samplesPerSecond": batch * training.samples_per_prompt / seconds,
+                "gradientNorm": self.engine.gradient_norm,
             }
-            norm = self.engine.gradient_norm
-            session.finish_step(step + 1, figures | ({"gradientNorm": norm} if math.isfinite(norm) else {}))
+            session.finish_step(step + 1, figures)
             after_step(step + 1)
 
     def sampling_lm(self) -> Any:

@@ -8,7 +8,6 @@ One engine holds policy and critic; reference and reward model are frozen. Every
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,9 +134,10 @@ class OnlineTrainer:
         figures |= loss_figures(sums, passes * training.ppo.mini_batches, training, objective.kl_coefficient)
         total = experience.generate_seconds + experience.score_seconds + seconds["trainSeconds"]
         figures |= {"klCoefficient": coefficient, "learningRate": rate, "kl": kl, "passes": float(passes)}
-        figures |= {"samplesPerSecond": len(experience.responses) / total}
-        norm = self.engine.gradient_norm
-        return figures | ({"gradientNorm": norm} if math.isfinite(norm) else {})
+        return figures | {
+            "samplesPerSecond": len(experience.responses) / total,
+            "gradientNorm": self.engine.gradient_norm,
+        }
 
     def _warm(self, step: int) -> bool:
         """Whether values alone are trained in this step; tells the critic."""
