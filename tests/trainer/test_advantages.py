@@ -130,6 +130,13 @@ def test_importance_weights_are_ratios_cut_at_the_cap() -> None:
     assert spread(masked, torch.tensor([[1.0, 0.0, 1.0]])) == pytest.approx((0.75, 0.975))
 
 
+def test_a_batch_of_many_tokens_has_a_spread_too() -> None:
+    """torch.quantile takes 2^24 numbers at most: 512 prompts of 16 replies of 2,048 tokens are as many."""
+    tokens = torch.ones(2, 2**23 + 1)
+    tokens[0] = 3.0
+    assert spread(tokens, torch.ones_like(tokens)) == (2.0, 3.0)
+
+
 def test_importance_weights_undo_a_foreign_sampler() -> None:
     """E_q[p/q f] = E_p[f] where the cap does not bite; without weights the mean is that of q."""
     p, q = LOGITS.log_softmax(-1), (LOGITS + torch.tensor([0.2, -0.1, 0.1])).log_softmax(-1)
