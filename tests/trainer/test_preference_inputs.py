@@ -121,6 +121,14 @@ def test_data_that_mostly_does_not_fit_is_refused(tmp_path: Path, encoder: Encod
         read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)), encoder, Limits(4, 4))
 
 
+def test_a_file_that_loses_most_of_its_rows_to_two_limits_is_refused(tmp_path: Path, encoder: Encoder) -> None:
+    """4 of 10 prompts are too long, and 3 responses of the 6 others: neither is more than half, together they are."""
+    rows = [{"prompt": "hello " * 9, "response": "glad"}] * 4
+    rows += [{"prompt": "hello", "response": "glad " * 9}] * 3 + [{"prompt": "hello", "response": "glad"}] * 3
+    with pytest.raises(Invalid, match=r"7 of 10 rows .* 4 by training.maxPromptLength 4 .* 3 by .*maxNewTokens 4"):
+        read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)), encoder, Limits(4, 4))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [({"prompt": "hello"}, "field 'response' is missing"), ({"prompt": "hello", "response": " "}, "empty")],

@@ -26,7 +26,7 @@ from rlhf_trainer.preflight_text import (
 from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
 
-__all__ = ["check_attempt", "check_batch", "check_too_long"]
+__all__ = ["check_attempt", "check_batch", "check_most_fit", "check_too_long"]
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,14 @@ def check_too_long(path: str, dropped: int, total: int, limit: int, field: str) 
             f"raise training.{field}"
         )
     log.warning("%s: %d of %d rows have more than %d tokens and are dropped", path, dropped, total, limit)
+
+
+def check_most_fit(path: str, lost: Mapping[str, int], total: int) -> None:
+    """Several limits together may lose no more than one alone; ``lost`` says how many rows each took."""
+    dropped = sum(lost.values())
+    if dropped / total > _TOO_LONG_SHARE:
+        parts = " and ".join(f"{count} by {limit}" for limit, count in lost.items())
+        raise Invalid(f"{path}: {dropped} of {total} rows are too long and would be dropped, {parts}; raise them")
 
 
 def _check_audit(config: AttemptConfig) -> None:

@@ -12,7 +12,7 @@ from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import Preference, load_preferences
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.rollout import Prompt
-from rlhf_trainer.preflight import check_too_long
+from rlhf_trainer.preflight import check_most_fit, check_too_long
 
 
 class Row(Protocol):
@@ -88,6 +88,11 @@ def _fitting(path: str, rows: Iterable[R], limits: Limits) -> tuple[list[R], int
     encoded = list(rows)
     short = _keep(path, encoded, lambda row: len(row.prompt.ids), limits.prompt, "maxPromptLength")
     kept = _keep(path, short, lambda row: max(map(len, row.responses)), limits.response, "generation.maxNewTokens")
+    lost = {
+        f"training.maxPromptLength {limits.prompt}": len(encoded) - len(short),
+        f"training.generation.maxNewTokens {limits.response}": len(short) - len(kept),
+    }
+    check_most_fit(path, lost, len(encoded))
     return kept, len(encoded) - len(kept)
 
 
