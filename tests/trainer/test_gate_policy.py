@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_trainer.checkpoint import checkpoint_path, newest_verified, read_manifest
 from rlhf_trainer.config import BestOfNPreflight, Checkpoints, Evaluation, GuardrailAction, OverOptimization
+from rlhf_trainer.desk.prompts import every_prompt
 from rlhf_trainer.wire import AttemptConfig, ExitCode, FailureClass, Located, Result, VerdictState
 from tests.trainer.attempts import run_here, run_on
 from tests.trainer.ppo_world import PolicyWorld, make_policy_world, training_of
 from tests.trainer.test_checkpoint import damage
-from tests.trainer.training_world import TinyWorld
+from tests.trainer.training_world import TinyWorld, write_rows
 
 STEPS, MANY = 6, 24
 WATCH = OverOptimization(every_steps=2, samples=32, patience=2, max_gap=50.0)
@@ -74,7 +75,7 @@ def test_looks_come_when_due_and_are_reported(whole: tuple[Path, Result]) -> Non
     assert looks(output) == [2, 4, 6]
     assert {"proxyShift", "auditShift", "auditGap"} <= set(result.metrics)
     (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]
-    assert (verdict.state, verdict.n, verdict.threshold) == (VerdictState.PASS, 32, 50.0)
+    assert (verdict.state, verdict.n, verdict.threshold) == (VerdictState.PASS, 15, 50.0), "each held-out prompt once"
 
 
 def test_the_best_look_is_what_is_published(whole: tuple[Path, Result]) -> None:
@@ -201,7 +202,11 @@ def test_an_alert_lets_the_run_go_on_and_the_verdict_speaks(
     policy_world: PolicyWorld, turned: Located, tmp_path: Path
 ) -> None:
     evaluation = watched(max_gap=0.3, samples=64, select_best=False)
-    result = run_here(config(policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned))
+    more = write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt.text} for prompt in every_prompt()[::7]])
+    attempt = config(
+        policy_world, tmp_path, evaluation, steps=MANY, audit_reward_model=turned, prompts=Located(path=str(more))
+    )
+    result = run_here(attempt)
     assert result.step == MANY
     assert (result.failure_class, result.reason) == (FailureClass.GATE_FAILED, "EvaluationGateFailed")
     (verdict,) = [v for v in result.verdicts if v.metric == "overOptimization"]

@@ -66,7 +66,8 @@ class Oversight:
             as_optimised(load_reward_model(audit.path, device, encoder), 0.0),
         )
         self._replies = HeldOutReplies(session, inputs, Stream.OVERSIGHT)
-        self._prompts = self._replies.prompts(wanted.samples)
+        # Each once: the rules compare looks prompt by prompt and take prompts for independent.
+        self._prompts = self._replies.prompts(min(wanted.samples, len(inputs.holdout_prompts)))
         self._detector = Detector(wanted)
         self._base: list[list[float]] | None = None  # proxy and audit rewards of the base's replies
         self._last: Look | None = None
