@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from rlhf_trainer.data.importers.base import Converted, Format, compact, has_list, has_text, identity, messages, text
+from rlhf_trainer.data.importers.base import (
+    Converted,
+    Format,
+    Message,
+    compact,
+    has_list,
+    has_text,
+    identity,
+    messages,
+    text,
+)
 from rlhf_trainer.data.rows import Row, RowProblem, is_number
 
+_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
+_NEITHER = -100  # of an annotator who found both unfit for comparison
 _UNKNOWN = "order; raters are known by position only, so nothing is said about one rater"
 
 
@@ -27,7 +40,7 @@ def convert_3(row: Row) -> Converted:
 def convert_2(row: Row) -> Converted:
     """One annotation per entry of ``all_preferences_unprocessed``; else one of ``preference_strength``."""
     base = {
-        "prompt": text(row, "prompt"),
+        "prompt": dialogue(text(row, "prompt")),
         "response_a": text(row, "response_1"),
         "response_b": text(row, "response_2"),
     }
@@ -36,15 +49,27 @@ def convert_2(row: Row) -> Converted:
     return _annotations("helpsteer2", row, base, scores or [row.get("preference_strength")])
 
 
+def dialogue(prompt: str) -> str | list[Message]:
+    """A prompt of one turn as it is, several turns as messages; the published text marks where each of them starts."""
+    first, *rest = _TURN.split(prompt)
+    if not rest:
+        return prompt
+    spoken = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
+    return [{"role": speaker.lower(), "content": said.strip()} for speaker, said in spoken]
+
+
 def _annotations(name: str, row: Row, base: Row, scores: list[Any]) -> Converted:
-    rows = []
+    rows, skipped = [], []
     for part, score in enumerate(scores):
+        if is_number(score) and score == _NEITHER:
+            skipped.append("neither response was valid")
+            continue
         if not is_number(score) or not -3 <= score <= 3:
             raise RowProblem(f"preference {part} is {score!r}; give a number from -3 to 3")
         preference = "tie" if score == 0 else "a" if score < 0 else "b"
         about = {"preference": preference, "strength": abs(float(score)), "rater_type": "human"}
         rows.append(compact({"annotation_id": identity(name, row, part), **base, **about}))
-    return Converted(rows)
+    return Converted(rows, skipped)
 
 
 def _optional_text(row: Row, field: str) -> str | None:
