@@ -111,6 +111,13 @@ def test_shared_first_words_stay_in_the_answers() -> None:
     assert (row["response_a"], row["response_b"]) == ("I can sing.", "I can not.")
 
 
+def test_an_answer_may_hold_the_marks_of_other_formats() -> None:
+    asked = "write a prompt for a model"
+    name, (row,) = imported(transcripts(asked, "Like so:\n### Response:\nsay hi", "I can not."))
+    assert (name, row["prompt"]) == ("hh", [message("user", asked)])
+    assert (row["response_a"], row["response_b"]) == ("Like so:\n### Response:\nsay hi", "I can not.")
+
+
 def test_equal_scores_are_a_tie_and_not_a_preference() -> None:
     record = conversational("p", "x", "y") | {"score_chosen": 3, "score_rejected": 3}
     name, (row,) = imported(record)

@@ -9,11 +9,12 @@ from rlhf_trainer.data.importers.trl import cut_at_marker
 from rlhf_trainer.data.rows import Row, RowProblem
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_ANSWER = "\n\nAssistant:"  # an answer may hold the marks of other formats
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def convert(row: Row) -> Converted:
-    _, prompt, a, b = cut_at_marker(text(row, "chosen"), text(row, "rejected"))
+    _, prompt, a, b = cut_at_marker(text(row, "chosen"), text(row, "rejected"), markers=(_ANSWER,))
     return Converted(
         [
             {

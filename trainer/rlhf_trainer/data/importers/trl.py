@@ -5,6 +5,8 @@ None of them says who chose, when, or what was shown first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlhf_trainer.data.importers.base import (
     Converted,
     Format,
@@ -47,9 +49,9 @@ def implicit(row: Row) -> Converted:
     return _chosen("trl-implicit", row, {"prompt": prompt + marker.rstrip(), "response_a": a, "response_b": b})
 
 
-def cut_at_marker(chosen: str, rejected: str) -> tuple[str, str, str, str]:
+def cut_at_marker(chosen: str, rejected: str, markers: Sequence[str] = MARKERS) -> tuple[str, str, str, str]:
     """(marker, dialogue before it, chosen answer, rejected answer). Raises RowProblem when the dialogues differ."""
-    marker = max(MARKERS, key=lambda known: chosen.rfind(known))
+    marker = max(markers, key=lambda known: chosen.rfind(known))
     if marker not in chosen or marker not in rejected:
         raise RowProblem(
             "no assistant marker in 'chosen' and 'rejected', so where the answers start is not known; "
