@@ -70,6 +70,19 @@ def test_one_cluster_says_nothing() -> None:
     assert clustered_mean([1.0, 0.0], ["same", "same"]).lower == 0.0
 
 
+@pytest.mark.parametrize("large", [60, 100, 1000])
+def test_one_prompt_with_most_of_the_answers_does_not_decide(large: int) -> None:
+    """Its residuals are near 0 whatever it says: counted as one prompt of 31, the bound passed the truth in half of all
+    draws."""
+    rng, prompts = np.random.default_rng(large), [0] * large + list(range(1, 31))
+    above = 0
+    for _ in range(300):
+        chance = rng.beta(1.5, 0.8, size=31)
+        right = (rng.random(len(prompts)) < chance[prompts]).astype(float)
+        above += clustered_mean(right.tolist(), prompts).lower > 1.5 / 2.3
+    assert above <= 0.06 * 300
+
+
 def test_spearman_covers_the_truth() -> None:
     """For a bivariate normal, Spearman's rho is 6/pi asin(r/2)."""
     rng, r = np.random.default_rng(3), 0.7

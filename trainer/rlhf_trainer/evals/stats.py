@@ -6,6 +6,7 @@ Quantiles come from scipy.special: importing scipy.stats would add about two sec
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import special
+
+_FEWEST_GROUPS = 1.5  # below it, one cluster is nearly all there is
 
 
 @dataclass(frozen=True)
@@ -44,32 +47,49 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable], confid
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters: one cluster per value, at least one")
     mean = float(np.mean(values))
     sums = cluster_sums(np.asarray(values, dtype=np.float64)[:, None] - mean, clusters)
-    return robust_proportion(mean, cluster_variance(sums)[0, 0] / len(values) ** 2, len(sums), len(values), confidence)
+    variance = float(cluster_variance(sums)[0, 0]) / len(values) ** 2
+    return robust_proportion(mean, variance, effective_groups(clusters), len(values), confidence)
 
 
-def robust_proportion(estimate: float, variance: float, groups: int, n: int, confidence: float = 0.95) -> Interval:
-    """Interval of a share of [0, 1] from ``n`` values in ``groups`` clusters, whose estimate has this variance.
+def effective_groups(clusters: Sequence[Hashable]) -> float:
+    """Clusters of one size that would be worth these (Kish 1965): their number where they are equal, near one where
+    most values lie in one of them, whose spread the residuals cannot tell because the mean is its own."""
+    sizes = np.array(list(Counter(clusters).values()), dtype=np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def robust_proportion(estimate: float, variance: float, groups: float, n: int, confidence: float = 0.95) -> Interval:
+    """Interval of a share of [0, 1] from ``n`` values in ``groups`` clusters (`effective_groups`), whose estimate has
+    this variance.
 
     The variance gives an effective sample size; the Wilson interval at that size stays inside [0, 1] and has width
     even where every value is the same (Korn and Graubard 1998). Student's t on groups - 1 degrees of freedom stands
     in for the normal.
     """
-    if groups < 2:
+    quantile = _student(groups, confidence)
+    if not math.isfinite(quantile):
         return Interval(n, estimate, 0.0, 1.0)
     spread = estimate * (1 - estimate)
-    effective = spread / variance if variance > 1e-12 and spread > 0 else float(groups)
-    return _wilson(estimate, effective, float(special.stdtrit(groups - 1, 0.5 + confidence / 2)), n)
+    effective = spread / variance if variance > 1e-12 and spread > 0 else groups
+    return _wilson(estimate, effective, quantile, n)
 
 
 def clustered_student(values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Mean of unbounded values that depend on each other within clusters; the whole line for one cluster."""
     mean = float(np.mean(values))
     sums = cluster_sums(np.asarray(values, dtype=np.float64)[:, None] - mean, clusters)
-    if len(sums) < 2:
+    quantile = _student(effective_groups(clusters), confidence)
+    if not math.isfinite(quantile):
         return Interval(len(values), mean, -math.inf, math.inf)
-    t = float(special.stdtrit(len(sums) - 1, 0.5 + confidence / 2))
-    reach = t * math.sqrt(cluster_variance(sums)[0, 0]) / len(values)
+    reach = quantile * math.sqrt(cluster_variance(sums)[0, 0]) / len(values)
     return Interval(len(values), mean, mean - reach, mean + reach)
+
+
+def _student(groups: float, confidence: float) -> float:
+    """Two-sided quantile of Student's t for a variance that ``groups`` clusters tell; infinite where that is one."""
+    if groups < _FEWEST_GROUPS:
+        return math.inf
+    return float(special.stdtrit(groups - 1, 0.5 + confidence / 2))
 
 
 def cluster_sums(scores: npt.NDArray[np.float64], clusters: Sequence[Hashable]) -> npt.NDArray[np.float64]:
@@ -104,14 +124,14 @@ def spearman(
         return Interval(n, 0.0, -1.0, 1.0)
     ranks = _ranks(first), _ranks(second)
     rho = float(np.corrcoef(*ranks)[0, 1])
-    groups = n if clusters is None else len(set(clusters))
+    groups = n if clusters is None else effective_groups(clusters)
     effective = n / (1.0 if clusters is None else _design_effect(*ranks, clusters))
-    if groups < 2 or effective <= 3:
+    if groups < _FEWEST_GROUPS or effective <= 3:
         return Interval(n, rho, -1.0, 1.0)
     centre = math.atanh(max(-0.999999, min(0.999999, rho)))
     tail = 0.5 + confidence / 2
     # Few prompts tell their own spread badly, which Student's t allows for; a prompt for each value is the normal case.
-    quantile = float(special.ndtri(tail) if groups == n else special.stdtrit(groups - 1, tail))
+    quantile = float(special.ndtri(tail)) if groups == n else _student(groups, confidence)
     reach = quantile * math.sqrt((1 + rho * rho / 2) / (effective - 3))
     return Interval(n, rho, math.tanh(centre - reach), math.tanh(centre + reach))
 
@@ -123,7 +143,7 @@ def _design_effect(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], clust
     influence = x * y - float((x * y).mean()) * (x * x + y * y) / 2
     alone = float(influence @ influence)
     if alone < 1e-12:  # in perfect order, whose spread says nothing: only prompts count
-        return len(x) / len(set(clusters))
+        return len(x) / effective_groups(clusters)
     return max(1.0, float(cluster_variance(cluster_sums(influence[:, None], clusters))[0, 0]) / alone)
 
 

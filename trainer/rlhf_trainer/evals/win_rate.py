@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from rlhf_trainer.evals.stats import Interval, cluster_sums, cluster_variance, clustered_mean, robust_proportion
+from rlhf_trainer.evals.stats import (
+    Interval,
+    cluster_sums,
+    cluster_variance,
+    clustered_mean,
+    effective_groups,
+    robust_proportion,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,7 +76,7 @@ def length_controlled_win_rate(
     sums = cluster_sums(design * (won - predicted)[:, None], prompts)
     variance = float((bread @ cluster_variance(sums) @ bread)[0, 0])
     rate = float(_sigmoid(beta[0]))
-    return robust_proportion(rate, (rate * (1 - rate)) ** 2 * variance, len(sums), len(won))
+    return robust_proportion(rate, (rate * (1 - rate)) ** 2 * variance, effective_groups(prompts), len(won))
 
 
 _RIDGE = np.diag([0.0, 1.0])
