@@ -1,19 +1,14 @@
 """The one DeepSpeed engine: every loop trains through it, whatever the ZeRO stage, device or world size.
 
-Nothing else imports DeepSpeed. Torch's AdamW is handed in (``zero_allow_untested_optimizer``) so that no CUDA or C++
-extension is compiled at start: pods have a read-only root and need no compiler.
+Torch's AdamW is handed in (``zero_allow_untested_optimizer``) so that no CUDA or C++ extension is compiled at start:
+pods have a read-only root and need no compiler.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import io
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,38 +17,10 @@ import torch
 from torch import nn
 
 from rlhf_trainer.config import Precision
+from rlhf_trainer.deepspeed_import import deepspeed, make_universal
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, Invalid
 from rlhf_trainer.waiting import on_main
-
-# DeepSpeed probes the accelerator by import; say "cpu" before that where there is no GPU.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
-import deepspeed.ops
-
-# Answered before the first question, which would start compilers: no optional op is wanted, least of all the
-# shared-memory all-reduce, which is compiled on first use (over a minute) and adds in an order of its own.
-vars(deepspeed.ops).setdefault("__compatible_ops__", {})
-
-# DeepSpeed's own use of torch; a reader of the log can do nothing about it.
-warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
-
-
-def _import_without_compiler(module: str) -> None:
-    """Imports a module whose ``torch.compile`` decorators would load all of the compiler, seconds per process."""
-    patched: Any = torch
-    compiler = patched.compile
-    patched.compile = lambda function=None, **_: (lambda same: same) if function is None else function
-    try:
-        importlib.import_module(module)
-    finally:
-        patched.compile = compiler
-
-
-# The first ZeRO engine imports this optimiser only to ask whether it was given it.
-_import_without_compiler("deepspeed.runtime.zero.muon.original_muon")
 
 _TAG = "engine"
 
@@ -213,7 +180,7 @@ class Engine:
         if self.options.zero_stage == 0:
             self.load(folder)
             return
-        on_main(self.world, lambda: _make_universal(folder / _TAG, scratch / _TAG), alive)
+        on_main(self.world, lambda: make_universal(folder / _TAG, scratch / _TAG), alive)
         groups = self._engine.optimizer.param_groups
         own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         self._engine._config.load_universal_checkpoint = True
@@ -276,22 +243,6 @@ def _require_finite(name: str, value: float) -> None:
             f"the {name} is {value}; lower learningRate or look for extreme values in the data; "
             "the last checkpoint is from before"
         )
-
-
-def _make_universal(source: Path, target: Path) -> None:
-    """DeepSpeed's offline conversion, in this process and without its chatter."""
-    converter = importlib.import_module("deepspeed.checkpoint.ds_to_universal")
-    options = argparse.Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,  # in this process: children would load torch and DeepSpeed once more
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,  # the version entry that ZeRO-1 and 2 need; nothing else is known to be missing
-    )
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        converter.main(options)
 
 
 def _forget_first_step(optimizer: Any) -> None:
