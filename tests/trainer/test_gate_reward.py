@@ -118,6 +118,22 @@ def test_micro_batches_change_nothing(attempts: dict[str, Result]) -> None:
             torch.testing.assert_close(tensor, cut[name], atol=2e-4, rtol=0, msg=name)
 
 
+def test_neither_do_they_change_a_figure(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """A tie has no right side: a pass without a decided pair counts for nothing, one with many for as many."""
+    rows = [row | ({"preference": "tie"} if index % 3 else {}) for index, row in enumerate(preference_rows(120, 4))]
+    preferences = Located(path=str(write_rows(tmp_path / "ties.jsonl", rows)))
+    whole, cut = (
+        run_here(
+            tiny_world.config(
+                tmp_path / str(micro), training=training_of(micro_batch_size=micro), preferences=preferences
+            )
+        ).metrics
+        for micro in (16, 1)
+    )
+    for name in ("loss", "accuracy", "margin"):
+        assert cut[name] == pytest.approx(whole[name], abs=1e-4), name
+
+
 def test_aspects_and_margins_change_the_weights(attempts: dict[str, Result]) -> None:
     """Negative control of the comparison above, and the fields are read."""
     plain = members(attempts["plain"])[0]

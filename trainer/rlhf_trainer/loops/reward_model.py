@@ -101,8 +101,17 @@ def _train(session: Session, engine: Engine, inputs: Inputs, training: RewardMod
         ]
         rate = learning_rate(training.learning_rate, step, total)
         engine.step(rate)
-        figures = world.means({name: float(np.mean([each[name] for each in passes])) for name in passes[0]})
+        figures = _figures(world.sums({name: sum(each[name] for each in passes) for name in passes[0]}))
         session.finish_step(step + 1, {**figures, "learningRate": rate, "gradientNorm": engine.gradient_norm})
+
+
+def _figures(sums: dict[str, float]) -> dict[str, float]:
+    """Means over all passes of all ranks, which are alike but for how many of their pairs are decided."""
+    return {
+        "loss": sums["loss"] / sums["passes"],
+        "accuracy": sums["right"] / sums["decided"] if sums["decided"] else 0.0,
+        "margin": sums["margin"] / sums["passes"],
+    }
 
 
 def aspect_weights(rows: Sequence[Sequence[Pair]], aspects: Sequence[str]) -> torch.Tensor:
@@ -122,7 +131,8 @@ def _backward(
     encoder: Encoder,
     training: RewardModelTraining,
 ) -> dict[str, float]:
-    """One slice, rows by member: forward of both responses at once, loss summed over members, gradient."""
+    """One slice, rows by member: forward of both responses at once, loss summed over members, gradient. Returns sums
+    for ``_figures``."""
     texts = [[pair.a for pair in own] + [pair.b for pair in own] for own in rows]
     scores = engine(*member_batches(texts, encoder.pad_id, engine.world.device))
     device = scores.device
@@ -144,9 +154,10 @@ def _backward(
         objective = objective + len(rows) * aspect_loss((a - b)[..., 1:], targets, counting)
     engine.backward(objective)
     delta = (a - b)[..., 0].detach()
-    right, _ = accuracy(delta, labels)
+    right, decided = accuracy(delta, labels)
     margin = (delta * (2 * labels - 1)).mean()
-    return {"loss": float(losses.mean().detach()), "accuracy": right, "margin": float(margin)}
+    figures = {"loss": float(losses.mean().detach()), "margin": float(margin), "passes": 1.0}
+    return figures | {"right": right * decided, "decided": float(decided)}
 
 
 def _engine_options(training: RewardModelTraining, world_size: int) -> EngineOptions:
