@@ -262,3 +262,13 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
     training = training_of("GRPO", prompts_per_step=12, ppo={"mini_batches": 1}, micro_batch_size=5)
     with pytest.raises(Invalid, match=r"microBatchSize is 5, .* the 12 rows .* choose 4 or 6"):
         engine_options(training, world_size=2)
+
+
+def test_the_gap_of_a_step_weighs_tokens_alike_whoever_sampled_them() -> None:
+    """One rank has a reply of one token, off by 0.2 nats, the other one of nine, off by nothing: 0.02 a token."""
+    off, right = torch.full((1, 1), -1.2), torch.full((1, 9), -1.0)
+    parts = [
+        experience_of([[1]], [0.0], sampled=off, logprobs=off + 0.2, sampler_gap=0.2),
+        experience_of([[5] * 8 + [1]], [0.0], sampled=right, logprobs=right),
+    ]
+    assert Experience.join(parts).sampler_gap == pytest.approx(0.02)

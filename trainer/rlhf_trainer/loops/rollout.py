@@ -75,6 +75,7 @@ class Experience:
     def join(cls, parts: Sequence[Experience]) -> Experience:
         """The ranks' parts, in rank order, as one."""
         width = max(part.logprobs.shape[1] for part in parts)
+        counts = [int(part.lengths.sum()) for part in parts]
 
         def tokens(of: Callable[[Experience], Tensor]) -> Tensor:
             return torch.cat([functional.pad(of(part), (0, width - of(part).shape[1])) for part in parts])
@@ -91,7 +92,7 @@ class Experience:
             reference=tokens(lambda part: part.reference),
             values=tokens(lambda part: part.values),
             entropies=tokens(lambda part: part.entropies),
-            sampler_gap=sum(part.sampler_gap for part in parts) / len(parts),
+            sampler_gap=sum(part.sampler_gap * count for part, count in zip(parts, counts, strict=True)) / sum(counts),
             generate_seconds=sum(part.generate_seconds for part in parts) / len(parts),
             score_seconds=sum(part.score_seconds for part in parts) / len(parts),
         )
