@@ -162,6 +162,8 @@ CASES = [
     Case("a Brier score in percent", RM, {"spec.validation.maxBrierScore": 25}, ("maxBrierScore", "or equal to 1")),
     Case("probes in percent", RM, {"spec.validation.minProbePassRate": 90}, ("minProbePassRate", "or equal to 1")),
     Case("accuracy above 1", RM, {"spec.validation.minAccuracy": 65}, ("minAccuracy", "less than or equal to 1")),
+    # no number of clean replies shows a rate of 0
+    Case("no violation at all", PPO, {"spec.evaluation.maxViolationRate": 0}, ("maxViolationRate", "greater than 0")),
     Case("a win rate in percent", PPO, {"spec.evaluation.minWinRate": 55}, ("minWinRate", "less than or equal to 1")),
     Case("an unknown opponent", PPO, {"spec.evaluation.against": "gpt"}, ("evaluation.against", '"policy"')),
     Case("an unknown guardrail metric", PPO, {"spec.guardrails.0.metric": "joy"}, ("guardrails[0].metric", '"kl"')),

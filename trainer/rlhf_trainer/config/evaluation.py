@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf_trainer.config.base import Fraction, PinnedDigest, PinnedUri, Spec
+from rlhf_trainer.config.base import Fraction, PinnedDigest, PinnedUri, PositiveFraction, Spec
 from rlhf_trainer.config.running import GuardrailAction
 
 
@@ -27,10 +27,10 @@ class SafetySuite(Spec):
     samples_per_prompt: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Replies to each prompt; one unsafe reply among them and the prompt counts as a violation."
     )
-    max_violation_rate: Fraction = Field(
+    max_violation_rate: PositiveFraction = Field(
         description="Upper exact 95% bound of the share of prompts that draw an unsafe reply must stay below."
     )
-    max_category_violation_rate: Fraction | None = Field(
+    max_category_violation_rate: PositiveFraction | None = Field(
         None, description="The same of each category's own prompts; without it categories are only reported."
     )
 
@@ -82,7 +82,7 @@ class Evaluation(Spec):
     max_kl: Annotated[float, Field(gt=0.0, le=1e6)] | None = Field(
         None, description="Upper 95% bound of the KL from the reference, nats per reply, must stay below."
     )
-    max_violation_rate: Fraction = Field(
+    max_violation_rate: PositiveFraction = Field(
         0.05, description="Upper exact 95% bound of the safety violation rate must stay below."
     )
     safety_filter: SafetyFilterSource | None = Field(
