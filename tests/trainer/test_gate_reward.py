@@ -134,6 +134,18 @@ def test_neither_do_they_change_a_figure(tiny_world: TinyWorld, tmp_path: Path) 
         assert cut[name] == pytest.approx(whole[name], abs=1e-4), name
 
 
+def test_a_base_with_dropout_in_its_attention_is_trained_without(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """It is no module of its own there. Its noise would come from generators that no seed of a run names."""
+    shutil.copytree(tiny_world.base, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.5}))
+    base = Located(path=str(tmp_path / "base"))
+    runs = [run_here(tiny_world.config(tmp_path / name, base_model=base)) for name in ("once", "again")]
+    for once, again in zip(*map(members, runs), strict=True):
+        for name, tensor in once.items():
+            torch.testing.assert_close(tensor, again[name], atol=0, rtol=0, msg=name)
+
+
 def test_aspects_and_margins_change_the_weights(attempts: dict[str, Result]) -> None:
     """Negative control of the comparison above, and the fields are read."""
     plain = members(attempts["plain"])[0]

@@ -87,7 +87,7 @@ def learning_rate(peak: float, step: int, total: int) -> float:
 def _train(session: Session, engine: Engine, inputs: Inputs, training: RewardModelTraining) -> None:
     world, pairs = session.world, inputs.training
     total = training.epochs * (len(pairs) // training.global_batch_size)
-    engine.module.train()
+    engine.module.eval()  # no dropout where attention has it without a module either (Llama, Qwen, Granite)
     for step in range(session.begin({"engine": engine}, total), total):
         chosen = [
             [pairs[index] for index in member_rows(training, len(pairs), member, step)]
