@@ -58,6 +58,11 @@ IN_VAIN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (DISTILLATION, "distillation.beta", {"spec.training.distillation": {"divergence": "reverse", "beta": 0.9}}),
     (
         DISTILLATION,
+        "distillation.divergence",
+        {"spec.training.distillation": {"mode": "sequence", "divergence": "reverse"}},
+    ),
+    (
+        DISTILLATION,
         "distillation.onPolicyFraction",
         {"spec.training.distillation": {"mode": "sequence", "onPolicyFraction": 1}},
     ),

@@ -55,6 +55,11 @@ IN_VAIN: dict[str, tuple[Algorithm, dict[str, Any], dict[str, Any]]] = {
         {"distillation": {"beta": 0.9}},
         {"distillation": {"beta": 0.9, "divergence": "jensenShannon"}},
     ),
+    "distillation.divergence": (
+        Algorithm.DISTILLATION,
+        {"distillation": {"divergence": "reverse", "mode": "sequence"}},
+        {"distillation": {"divergence": "reverse"}},
+    ),
     "distillation.onPolicyFraction": (
         Algorithm.DISTILLATION,
         {"distillation": {"onPolicyFraction": 1, "mode": "sequence"}},
@@ -69,6 +74,18 @@ def test_a_field_that_another_makes_idle_is_refused_and_accepted_where_it_acts(c
     said = f"leave out training.{condition.field}: it does nothing unless {condition.says}"
     assert refusal(algorithm, **idle) == said
     assert refusal(algorithm, **acting) == ""
+
+
+def test_no_controller_moves_a_coefficient_of_0() -> None:
+    """It multiplies, so a target beside it is never aimed at."""
+    said = refusal(Algorithm.PPO, kl={"coefficient": 0, "target": 2})
+    assert said.startswith("leave out training.kl.target: it does nothing unless")
+    assert refusal(Algorithm.PPO, kl={"coefficient": 0}) == ""
+
+
+def test_a_sequence_has_no_divergence_to_weigh_the_teacher_in() -> None:
+    settings = {"mode": "sequence", "divergence": "jensenShannon", "beta": 0.9}
+    assert "leave out training.distillation.divergence" in refusal(Algorithm.DISTILLATION, distillation=settings)
 
 
 def refusal(algorithm: Algorithm, **training: Any) -> str:

@@ -67,10 +67,15 @@ class Condition:
     holds: Callable[[PolicyTraining], bool]
 
 
-_ADAPTIVE = (
-    "training.kl.controller is adaptive",
-    "self.training.kl.controller == 'adaptive'",
-    lambda training: training.kl.controller is KLController.ADAPTIVE,
+_ADAPTIVE = (  # the controller multiplies: from 0 it never comes away
+    "training.kl.controller is adaptive and training.kl.coefficient is above 0",
+    "self.training.kl.controller == 'adaptive' && self.training.kl.coefficient > 0.0",
+    lambda training: training.kl.controller is KLController.ADAPTIVE and training.kl.coefficient > 0,
+)
+_ON_POLICY = (
+    "training.distillation.mode is onPolicy",
+    "self.training.distillation.mode == 'onPolicy'",
+    lambda training: training.distillation.mode is DistillationMode.ON_POLICY,
 )
 ACTS_WHEN = (
     Condition("kl.target", *_ADAPTIVE),
@@ -87,12 +92,8 @@ ACTS_WHEN = (
         "self.training.distillation.divergence == 'jensenShannon'",
         lambda training: training.distillation.divergence is Divergence.JENSEN_SHANNON,
     ),
-    Condition(
-        "distillation.onPolicyFraction",
-        "training.distillation.mode is onPolicy",
-        "self.training.distillation.mode == 'onPolicy'",
-        lambda training: training.distillation.mode is DistillationMode.ON_POLICY,
-    ),
+    Condition("distillation.divergence", *_ON_POLICY),
+    Condition("distillation.onPolicyFraction", *_ON_POLICY),
 )
 
 

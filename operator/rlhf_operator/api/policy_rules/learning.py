@@ -63,7 +63,7 @@ def _condition_rule(condition: Condition) -> Rule:
     """A field that needs another to act is at its default without it."""
     default = reduce(dict.__getitem__, condition.field.split("."), _DEFAULTS)
     return Rule(
-        f"{condition.cel} || ({_equal(f'self.training.{condition.field}', default)})",
+        f"({condition.cel}) || ({_equal(f'self.training.{condition.field}', default)})",
         lambda spec: condition.holds(spec.training) or not is_set(spec.training, condition.field),
         f"training.{condition.field} does nothing unless {condition.says}: leave it out, or set that",
         f".training.{condition.field}",
