@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf_trainer.cgroup import memory_limit, oom_kills
+from rlhf_trainer.config import PolicyTraining, RewardModelTraining
 from rlhf_trainer.ending import Observed, decide
 from rlhf_trainer.exits import EXIT_CODES, Diverged, NoProgress, Preempted, RendezvousFailed, classify
 from rlhf_trainer.launch import wait_for_name
@@ -91,6 +93,17 @@ def test_every_class_has_an_exit_code() -> None:
 )
 def test_exceptions_are_classified(error: Exception, expected: FailureClass) -> None:
     assert classify(error).failure_class is expected
+
+
+def test_the_advice_of_an_attempt_without_memory_is_for_either_kind() -> None:
+    """A policy has no globalBatchSize, and what a pass holds at once is microBatchSize."""
+    killed = decide(None, observed(oom_killed=True, ranks=1), NOW).message
+    for message in (killed, classify(MemoryError("no")).message):
+        advised = re.findall(r"training\.(\w+)", message)
+        assert "microBatchSize" in advised
+        for training in (PolicyTraining, RewardModelTraining):
+            assert set(advised) <= {field.alias for field in training.model_fields.values()}
+        assert "globalBatchSize" not in message
 
 
 def test_oom_counter_of_both_cgroup_versions(tmp_path: Path) -> None:

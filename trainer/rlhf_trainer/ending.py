@@ -55,7 +55,9 @@ def decide(config: AttemptConfig | None, observed: Observed, now: datetime) -> R
     return _compose(config, RendezvousFailed(message), now)
 
 
-_MEMORY_ADVICE = "out of memory; raise the pods' memory limit, lower globalBatchSize or raise deepspeed.zeroStage"
+_MEMORY_ADVICE = (
+    "out of memory; raise the pods' memory limit, lower training.microBatchSize or raise training.deepspeed.zeroStage"
+)
 
 
 def _ranks(ranks: list[int]) -> str:

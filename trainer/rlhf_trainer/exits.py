@@ -110,7 +110,9 @@ def classify(error: BaseException) -> Ended:
         return error
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory(f"{text}; lower globalBatchSize, raise deepspeed.zeroStage or give the pods more memory")
+        return OutOfMemory(
+            f"{text}; lower training.microBatchSize, raise training.deepspeed.zeroStage or give the pods more memory"
+        )
     if _is_collective(error):
         return RendezvousFailed(f"a collective failed, so a peer died or is cut off: {text}")
     return Ended(text)
