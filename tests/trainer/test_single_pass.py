@@ -130,3 +130,24 @@ def test_a_trainer_that_learns_in_one_pass_collects_without_one(
     monkeypatch.setattr(Engine, "__call__", counted)
     run(world, tmp_path, steps=1, algorithm=algorithm, micro_batch_size=micro_rows)
     assert len(calls) == forwards
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_the_gradient_norm_of_a_step_is_the_mean_over_its_updates(
+    world: PolicyWorld, updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a guardrail watches: the last of four updates alone would hide what the others saw."""
+    norms: list[float] = []
+    step = Engine.step
+
+    def recorded(engine: Engine, learning_rate: float | None = None) -> None:
+        step(engine, learning_rate)
+        norms.append(engine.gradient_norm)
+
+    monkeypatch.setattr(Engine, "step", recorded)
+    ppo = ONCE if updates == 1 else {"epochs": 2, "mini_batches": 2}
+    config, result = run(world, tmp_path, ppo=ppo, algorithm="PPO")
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    means = [sum(norms[at : at + updates]) / updates for at in range(0, len(norms), updates)]
+    assert len(set(norms)) == 3 * updates
+    assert [each["gradientNorm"] for each in history(config)] == pytest.approx(means)

@@ -28,7 +28,7 @@ class Metric:
 _DEFINED = (
     Metric("loss", "1", "Training loss of the step."),
     Metric("learningRate", "1", "Learning rate of the step."),
-    Metric("gradientNorm", "1", "Global L2 norm of the gradient before clipping."),
+    Metric("gradientNorm", "1", "Global L2 norm of the gradient before clipping, mean over the step's updates."),
     Metric("stepSeconds", "s", "Wall time of the step."),
     Metric("samplesPerSecond", "1/s", "Pairs or rollouts trained per second over all ranks."),
     # Reward model

@@ -131,12 +131,13 @@ class OnlineTrainer:
             self.constraints.update(experience)
         seconds = self._world.means({"trainSeconds": time.monotonic() - began})
         figures = sample_figures(experience, targets, training) | costs | seconds
-        figures |= loss_figures(sums, passes * training.ppo.mini_batches, training, objective.kl_coefficient)
+        updates = passes * training.ppo.mini_batches
+        figures |= loss_figures(sums, updates, training, objective.kl_coefficient)
         total = experience.generate_seconds + experience.score_seconds + seconds["trainSeconds"]
         figures |= {"klCoefficient": coefficient, "learningRate": rate, "kl": kl, "passes": float(passes)}
         return figures | {
             "samplesPerSecond": len(experience.responses) / total,
-            "gradientNorm": self.engine.gradient_norm,
+            "gradientNorm": sums["gradientNorm"] / updates,
         }
 
     def _warm(self, step: int) -> bool:
@@ -165,14 +166,15 @@ class OnlineTrainer:
         losses = objective(logprobs, values, Slice.of(experience, targets, weights, mine, batch.width, device))
         self.engine.backward(losses.total * self._world.size)
         self.engine.step(rate)
-        return self._world.sums(dict(zip(SUMS, losses.sums.tolist(), strict=True))), experience, targets
+        sums = self._world.sums(dict(zip(SUMS, losses.sums.tolist(), strict=True)))
+        return sums | {"gradientNorm": self.engine.gradient_norm}, experience, targets
 
     def _passes(
         self, step: int, experience: Experience, targets: Targets, objective: Objective, rate: float
     ) -> tuple[int, dict[str, float], Experience]:
-        """Passes over the batch until ``ppo.epochs`` or ``ppo.targetKl``; their number, all ranks' sums, and the
-        experience with what a single pass has measured."""
-        ppo, total = self._training.ppo, dict.fromkeys(SUMS, 0.0)
+        """Passes over the batch until ``ppo.epochs`` or ``ppo.targetKl``; their number, all ranks' sums (of gradient
+        norms over updates), and the experience with what a single pass has measured."""
+        ppo, total, norms = self._training.ppo, dict.fromkeys(SUMS, 0.0), 0.0
         measured = Measured(experience) if self._one_pass else None
         for epoch in range(ppo.epochs):
             seen = torch.zeros(len(SUMS), dtype=torch.float64, device=self._world.device)
@@ -180,6 +182,7 @@ class OnlineTrainer:
             for rows in _mini_batches(targets.rows, ppo.mini_batches, self._training.prompts_per_step, order):
                 seen += self._mini_batch(rows.tolist(), experience, targets, objective, measured)
                 self.engine.step(rate)
+                norms += self.engine.gradient_norm  # of all ranks' gradient
             # Summed over the ranks, so that all of them end the passes together.
             sums = self._world.sums(dict(zip(SUMS, seen.tolist(), strict=True)))
             total = {name: total[name] + sums[name] for name in SUMS}
@@ -188,7 +191,7 @@ class OnlineTrainer:
         if measured is not None:
             experience = measured.of_all_ranks(self._world)
             refuse_stale_sampler(step, experience)
-        return epoch + 1, total, experience
+        return epoch + 1, total | {"gradientNorm": norms}, experience
 
     def _mini_batch(
         self,
