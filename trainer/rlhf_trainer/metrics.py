@@ -54,7 +54,12 @@ _DEFINED = (
     Metric("reward", "reward", "Mean score of the responses by the reward model, after the ensemble penalty."),
     Metric("rewardStd", "reward", "Standard deviation of that score over the step's responses."),
     Metric("ensembleStd", "reward", "Mean disagreement (standard deviation) of the reward ensemble."),
-    Metric("kl", "nats", "Mean sequence KL from the reference: sum over tokens of log-ratio, averaged over responses."),
+    Metric(
+        "kl",
+        "nats",
+        "Mean over responses of the summed log-ratio to the reference: the sequence KL where the policy sampled them; "
+        "of DPO and KTO over the better given ones, so that it may fall below 0 however far the policy has moved.",
+    ),
     Metric("klCoefficient", "1", "Coefficient of the KL penalty, in the reward or in the loss."),
     Metric("entropy", "nats", "Mean entropy of the policy per response token."),
     Metric("responseLength", "tokens", "Mean response length, end-of-sequence included."),
