@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,25 +26,30 @@ WIDTH = 128  # four heads of 32, the least that vLLM's attention takes on a CPU
 
 
 def vllm_python() -> Path:
-    """Of an environment with vLLM's pins over the trainer's own packages; made on first use and whenever they change.
+    """Of an environment with vLLM's pins over the trainer's own packages; made on first use and whenever they change,
+    by one of the processes that run tests while the others wait."""
+    VENV.parent.mkdir(exist_ok=True)
+    with VENV.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp, wanted = VENV / "made-from", REQUIREMENTS.read_text() + Path(__file__).read_text()
+        if not stamp.exists() or stamp.read_text() != wanted:
+            _make()
+            stamp.write_text(wanted)
+    return VENV / "bin" / "python"
 
-    By uv, whose cache has had most of it already: pip takes 40 seconds more.
-    """
-    python, stamp = VENV / "bin" / "python", VENV / "requirements.txt"
-    made = REQUIREMENTS.read_text() + Path(__file__).read_text()
-    if not stamp.exists() or stamp.read_text() != made:
-        uv = shutil.which("uv", path=f"{ROOT / '.build' / 'uv' / 'bin'}:{os.environ['PATH']}")
-        assert uv is not None, "there is no uv in .build/uv nor on the PATH; `make env` installs it"
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)], check=True)
-        install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(python), "-r", str(REQUIREMENTS)]
-        subprocess.run(install, check=True, timeout=LAUNCH_SECONDS)
-        (packages,) = VENV.glob("lib/python*/site-packages")
-        # At the end of the path, with the .pth files there: what vLLM pins goes first.
-        below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-        (packages / "trainer.pth").write_text(below)
-        _name_it_vllm(packages)
-        stamp.write_text(made)
-    return python
+
+def _make() -> None:
+    """By uv, whose cache has had most of it already: pip takes 40 seconds more."""
+    uv = shutil.which("uv", path=f"{ROOT / '.build' / 'uv' / 'bin'}:{os.environ['PATH']}")
+    assert uv is not None, "there is no uv in .build/uv nor on the PATH; `make env` installs it"
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)], check=True)
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(VENV / "bin" / "python")]
+    subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True, timeout=LAUNCH_SECONDS)
+    (packages,) = VENV.glob("lib/python*/site-packages")
+    # At the end of the path, with the .pth files there: what vLLM pins goes first.
+    below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    (packages / "trainer.pth").write_text(below)
+    _name_it_vllm(packages)
 
 
 def _name_it_vllm(packages: Path) -> None:
