@@ -150,8 +150,11 @@ class Namespace:
         return status
 
     def explain(self, what: str) -> str:
-        words = [self.kubectl("get", what, "-o", "jsonpath={.status}"), self.kubectl("get", "pods,jobs", "-o", "wide")]
-        return "\n".join([*words, self.kubectl("get", "events", "--sort-by=.lastTimestamp")])[-6000:]
+        """Its status whole, then the ends of what is longer the more its neighbours did."""
+        status = self.kubectl("get", what, "-o", "jsonpath={.status}")
+        around = self.kubectl("get", "pods,jobs", "-o", "wide")
+        events = self.kubectl("get", "events", "--sort-by=.lastTimestamp")
+        return "\n".join([status, around[-3000:], events[-3000:]])
 
     # What tests ask.
 

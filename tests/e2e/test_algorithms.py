@@ -304,22 +304,26 @@ def test_a_guardrail_pauses_a_training_and_stops_another(desk: Desk) -> None:
     assert "artifact" not in stopped
 
 
-def test_a_world_that_shrinks_while_suspended_goes_on_from_the_checkpoint(desk: Desk) -> None:
-    """Two pods, suspended after a checkpoint, then one: another attempt of the same run, not another run."""
+def test_a_world_that_shrinks_while_held_goes_on_from_the_checkpoint(desk: Desk) -> None:
+    """Two pods, held by a guardrail at its checkpoint, then one: another attempt of the same run, not another run.
+
+    The guardrail holds at a known step; a suspension sent while it trains may come when so small a run is over.
+    """
     jobs = desk.namespace
     desk.policy(
         "resized",
-        {"algorithm": "DPO", "steps": 200, "promptsPerStep": 16},
+        {"algorithm": "DPO", "steps": 40, "promptsPerStep": 16},
         nodes=2,
         preferences=desk.source("feedback/careful.jsonl"),
+        guardrails=[{"metric": "gradientNorm", "above": 0, "forSteps": 25, "action": "Pause"}],  # no step is below
     )
-    jobs.wait(f"{POLICY}/resized", "jsonpath={.status.phase}=Running", PATIENCE)
-    jobs.patch("resized", POLICY, suspend=True)
     jobs.wait(f"{POLICY}/resized", "condition=Suspended", PATIENCE)
     before = jobs.status("resized", POLICY)
-    jobs.patch("resized", POLICY, suspend=False, trainer={"numNodes": 1})
+    assert len(before["attempts"][0]["podUids"]) == 2
+    jobs.patch("resized", POLICY, trainer={"numNodes": 1})
+    jobs.decide("go-on-smaller", "PolicyOptimizationJob", "resized", "Acknowledge", attempt=1)
     status = jobs.ended("resized", "Complete", PATIENCE, POLICY)
     assert status["attempt"] == 2
     assert status["progress"]["worldSize"] == 1
     assert status["lineage"]["config"] == before["lineage"]["config"]
-    assert status["attempts"][1]["resumedFromStep"] > 0
+    assert (status["attempts"][1]["resumedFromStep"], status["progress"]["step"]) == (25, 40)

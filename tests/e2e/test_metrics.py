@@ -95,7 +95,7 @@ def test_prometheus_reads_a_training_pod(jobs: Namespace, tmp_path: Path) -> Non
         "baseModel": {"uri": "pvc://desk/models/desk-sft", "digest": digests["models/desk-sft"]},
         "preferences": {"uri": "pvc://desk/feedback/careful.jsonl", "digest": digests["feedback/careful.jsonl"]},
     }
-    jobs.create("scraped", **inputs, training={"epochs": 20, "ensemble": {"members": 1}})
+    jobs.create("scraped", **inputs, training={"epochs": 100, "ensemble": {"members": 1}})  # long enough to be seen
     jobs.wait("rewardmodeljob/scraped", "jsonpath={.status.phase}=Running", seconds=120)
     with prometheus(tmp_path, {"trainer": addresses(jobs.pods("scraped"), 8080)}) as query:
         eventually("a step", lambda: (query("rlhf_trainer_step") or 0) >= 1, timeout=60)
