@@ -120,8 +120,11 @@ def play(cache: Path, seed: int, sizes: Sizes, names: tuple[str, ...] = LABELS) 
 
 
 def holds(models: list[Judged]) -> bool:
-    """Careful labels pass the gate of the reward model, and each of the others is refused there."""
-    return all(one.passed is (one.labels not in REFUSED) for one in models if one.gate == GATE)
+    """Careful labels pass the gate of the reward model, and careless and few ones are refused there. The audit's are
+    the preflight's yardstick, 1,500 pairs whatever the base: of a weak one they need not pass."""
+    return all(
+        one.passed is (one.labels not in REFUSED) for one in models if one.gate == GATE and one.labels != "audit"
+    )
 
 
 def base_model(folder: Path, seed: int, sizes: Sizes) -> Path:
