@@ -160,7 +160,9 @@ POLICY_CASES = [
     Case("a guardrail without a bound", PPO, {"spec.guardrails.0.above": DELETED}, ("guardrail", "above, below")),
     Case("a guardrail always breached", PPO, {"spec.guardrails.0.below": 13}, ("below must be less than above",)),
     Case("a reward watched without one", DPO, guardrail(metric="reward"), ("spec.guardrails", "watch another metric")),
-    Case("kl of demonstrations", SFT, guardrail(metric="kl"), ("guardrails", "kl of these, DPO and KTO")),
+    Case("kl of demonstrations", SFT, guardrail(metric="kl"), ("guardrails", "kl, reward, rewardStd and")),
+    Case("kl of given replies", DPO, guardrail(metric="kl"), ("guardrails", "chosenReward and rewardMargin of DPO")),
+    Case("a margin of sampled replies", PPO, guardrail(metric="rewardMargin"), ("rewardMargin of DPO and KTO",)),
     Case("cut replies of pairs", KTO, guardrail(metric="clippedFraction"), ("clippedFraction of these and Distill",)),
     Case("variance of single samples", PPO, guardrail(metric="zeroVarianceFraction"), ("needs training.samplesPerPr",)),
 ]

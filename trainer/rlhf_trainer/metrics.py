@@ -54,12 +54,7 @@ _DEFINED = (
     Metric("reward", "reward", "Mean score of the responses by the reward model, after the ensemble penalty."),
     Metric("rewardStd", "reward", "Standard deviation of that score over the step's responses."),
     Metric("ensembleStd", "reward", "Mean disagreement (standard deviation) of the reward ensemble."),
-    Metric(
-        "kl",
-        "nats",
-        "Mean over responses of the summed log-ratio to the reference: the sequence KL where the policy sampled them; "
-        "of DPO and KTO over the better given ones, so that it may fall below 0 however far the policy has moved.",
-    ),
+    Metric("kl", "nats", "Mean sequence KL from the reference: sum over tokens of log-ratio, averaged over responses."),
     Metric("klCoefficient", "1", "Coefficient of the KL penalty, in the reward or in the loss."),
     Metric("entropy", "nats", "Mean entropy of the policy per response token."),
     Metric("responseLength", "tokens", "Mean response length, end-of-sequence included."),
@@ -98,11 +93,16 @@ _DEFINED = (
     Metric("auditShift", "1", "Held-out audit reward over the base's, in standard deviations of the base."),
     Metric("auditGap", "1", "proxyShift minus auditShift: what the reward model sees and the audit does not."),
     Metric("auditReward", "reward", "Mean score of evaluation responses by the audit reward model."),
-    # Learning from given texts (for DPO and KTO, `kl` is over the better responses of the data)
+    # Learning from given texts
     Metric("droppedRows", "rows", "Prompts, pairs and demonstrations longer than the limits of training, dropped."),
     Metric("rewardMargin", "1", "Mean beta x log-ratio of the better responses minus that of the worse."),
     Metric("preferenceAccuracy", "fraction", "Share of pairs whose better response has the higher implicit reward."),
-    Metric("chosenReward", "1", "Implicit reward, beta x log(policy / reference), of the better responses."),
+    Metric(
+        "chosenReward",
+        "1",
+        "Implicit reward, beta x log(policy / reference), of the better responses. No KL: they are the data's. Well "
+        "below 0 the policy loses these too, and its margin grows by losing the worse ones faster.",
+    ),
     Metric("rejectedReward", "1", "Implicit reward of the worse responses."),
     Metric("referencePoint", "nats", "KTO: estimated KL from the reference that gains and losses are measured from."),
     Metric("divergence", "nats", "Distillation: mean divergence of student from teacher per response token."),

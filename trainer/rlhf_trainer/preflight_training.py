@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf_trainer.config import (
+    FROM_PREFERENCES,
     ONLINE,
     Algorithm,
     GuardrailMetric,
@@ -15,12 +16,12 @@ from rlhf_trainer.wire import AttemptConfig
 _LOWEST_TEMPERATURE = 0.05  # below it a softmax in float32 is an argmax, and log-probabilities overflow its gradient
 _M = GuardrailMetric
 _TEXT = frozenset({_M.ENTROPY, _M.RESPONSE_LENGTH, _M.GRADIENT_NORM})
+_IMPLICIT = frozenset({_M.CHOSEN_REWARD, _M.REWARD_MARGIN})
 
 # What each loop reports at every step; a guardrail on anything else would watch nothing.
 REPORTED: dict[Algorithm, frozenset[GuardrailMetric]] = {
-    **dict.fromkeys(ONLINE, frozenset(_M)),
-    Algorithm.DPO: _TEXT | {_M.KL},
-    Algorithm.KTO: _TEXT | {_M.KL},
+    **dict.fromkeys(ONLINE, frozenset(_M) - _IMPLICIT),
+    **dict.fromkeys(FROM_PREFERENCES, _TEXT | _IMPLICIT),
     Algorithm.SFT: _TEXT,
     Algorithm.DISTILLATION: _TEXT | {_M.CLIPPED_FRACTION},
 }

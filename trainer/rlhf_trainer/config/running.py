@@ -28,6 +28,8 @@ class GuardrailMetric(StrEnum):
     GRADIENT_NORM = "gradientNorm"
     RESPONSE_LENGTH = "responseLength"
     CLIPPED_FRACTION = "clippedFraction"
+    CHOSEN_REWARD = "chosenReward"
+    REWARD_MARGIN = "rewardMargin"
 
 
 class GuardrailAction(StrEnum):

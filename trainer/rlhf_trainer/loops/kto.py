@@ -94,7 +94,6 @@ def _figures(sums: dict[str, float], beta: float) -> dict[str, float]:
         "rewardMargin": beta * (good - bad),
         "chosenReward": beta * good,
         "rejectedReward": beta * bad,
-        "kl": good,
         "entropy": sums["entropy"] / sums["tokens"],
         "responseLength": sums["tokens"] / sums["rows"],
     }

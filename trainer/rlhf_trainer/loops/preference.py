@@ -83,7 +83,6 @@ def _figures(sums: dict[str, float], beta: float) -> dict[str, float]:
         "rewardMargin": beta * (good - bad),
         "chosenReward": beta * good,
         "rejectedReward": beta * bad,
-        "kl": good,
         "entropy": sums["entropy"] / sums["tokens"],
         "responseLength": sums["tokens"] / (2 * sums["rows"]),
     }

@@ -11,7 +11,9 @@ REPORTED_BY = {
     GuardrailMetric.REWARD_STD: ONLINE,
     GuardrailMetric.ZERO_VARIANCE_FRACTION: ONLINE,
     GuardrailMetric.CLIPPED_FRACTION: ONLINE | {Algorithm.DISTILLATION},
-    GuardrailMetric.KL: ONLINE | FROM_PREFERENCES,
+    GuardrailMetric.KL: ONLINE,
+    GuardrailMetric.CHOSEN_REWARD: FROM_PREFERENCES,
+    GuardrailMetric.REWARD_MARGIN: FROM_PREFERENCES,
 }
 
 
@@ -75,9 +77,9 @@ EVALUATION = (
             " && ".join(f"(g.metric != '{metric.value}' || {one_of(by)})" for metric, by in REPORTED_BY.items())
         ),
         lambda spec: all(spec.training.algorithm in REPORTED_BY.get(g.metric, set(Algorithm)) for g in spec.guardrails),
-        "a guardrail watches what training.algorithm reports: reward, rewardStd and zeroVarianceFraction are of "
-        "algorithms with a rewardModel, clippedFraction of these and Distillation, kl of these, DPO and KTO: "
-        "watch another metric",
+        "a guardrail watches what training.algorithm reports: kl, reward, rewardStd and zeroVarianceFraction are of "
+        "algorithms with a rewardModel, clippedFraction of these and Distillation, chosenReward and rewardMargin of "
+        "DPO and KTO: watch another metric",
         ".guardrails",
     ),
     Rule(
