@@ -35,7 +35,7 @@ PROJECT = """
 source_paths = ["rlhf_trainer"]
 only_mutate = ["rlhf_trainer/algos/*.py"]
 pytest_add_cli_args_test_selection = ["tests/trainer"]
-also_copy = ["tests"]
+also_copy = ["tests", "sandbox"]
 
 [tool.pytest.ini_options]
 pythonpath = ["."]
@@ -71,6 +71,7 @@ def prepare() -> None:
     for path in sorted((ROOT / "tests" / "trainer").glob("*.py")):
         if path.name in TESTS or not path.name.startswith("test_"):
             shutil.copy(path, tests)
+    shutil.copytree(ROOT / "sandbox", FIELD / "sandbox", ignore=ignore)  # whose locks the tests' servers take
     (FIELD / "pyproject.toml").write_text(PROJECT)
 
 
