@@ -210,6 +210,29 @@ def test_pruning_spares_newer_attempts(tmp_path: Path, world: World) -> None:
     assert checkpoint_path(tmp_path, 2, 2).is_dir()
 
 
+def test_what_a_run_cannot_resume_from_does_not_push_out_what_it_can(tmp_path: Path, world: World) -> None:
+    """A newer trainer keeps one more component: it begins anew, behind checkpoints that are whole and of no use."""
+    for step in (90, 100):
+        store_of(tmp_path, world).save(step, components_of(world, Box()))
+    more = {**components_of(world, Box()), "oversight": JsonState(world, dict, lambda _: None)}
+    store = store_of(tmp_path, world, attempt=2, keep_last=1)
+    found, skipped = store.find(more, lambda: None)
+    assert (found, len(skipped)) == (None, 2)
+    for step in (10, 20):
+        record = store.save(step, more)
+        found, _ = store.find(more, lambda: None)
+        assert found is not None, "the only checkpoint to resume from was deleted as it was published"
+        assert found.record == record
+    assert [path.name[-2:] for path in published(tmp_path)] == ["00", "90", "20"], "10 is beyond keepLast"
+
+
+def test_a_checkpoint_stays_where_an_abandoned_attempt_is_ahead(tmp_path: Path, world: World) -> None:
+    store, abandoned = (store_of(tmp_path, world, attempt, keep_last=1) for attempt in (2, 1))
+    abandoned.save(100, components_of(world, Box()))
+    record = store.save(10, components_of(world, Box()))
+    assert verify(Path(record.path), DIGEST).record == record, "it was said to be published"
+
+
 def test_an_unfinished_save_is_never_seen_and_cleared_away(tmp_path: Path, world: World) -> None:
     class Failing:
         def save(self, folder: Path) -> None:

@@ -83,7 +83,7 @@ class CheckpointStore:
         )
         if self._world.is_main:
             _publish(aside, final, manifest)
-            self._prune(final)
+            self._prune(final, components)
         self._world.barrier()
         return Found(final, manifest).record
 
@@ -121,25 +121,28 @@ class CheckpointStore:
         }
         return dict(sorted(item for part in self._world.gather(mine) for item in part.items()))
 
-    def _prune(self, just_published: Path) -> None:
+    def _prune(self, just_published: Path, required: Collection[str]) -> None:
         """Deletes what is older than the ``keep_last`` newest checkpoints that verify, of this and older attempts.
 
-        A checkpoint that does not verify never counts as kept, so the only good one is never deleted.
+        A checkpoint that ``find`` would refuse never counts as kept, so the only good one is never deleted; neither is
+        the one just published, be an abandoned attempt ahead of it.
         """
         kept = 0
         for path in published(self._run):
             if path.parent.parent.name != f"a{self._attempt}" and (step_and_attempt(path) or (0, 0))[1] > self._attempt:
                 continue
-            if kept >= self._keep_last:
+            if path == just_published:
+                kept += 1
+            elif kept >= self._keep_last:
                 doomed = path.with_name(f".{path.name}.deleted")
                 path.rename(doomed)  # first, so that a kill in between leaves no half checkpoint
                 shutil.rmtree(doomed)
-            elif path == just_published or self._verifies(path):
+            elif self._verifies(path, required):
                 kept += 1
 
-    def _verifies(self, path: Path) -> bool:
+    def _verifies(self, path: Path, required: Collection[str]) -> bool:
         try:
-            verify(path, self._config_digest)
+            verify(path, self._config_digest, required)
         except CheckpointRefused:
             return False
         return True
