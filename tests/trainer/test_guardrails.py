@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -11,7 +14,7 @@ import pytest
 
 from rlhf_trainer.checkpoint import Component
 from rlhf_trainer.components import JsonState
-from rlhf_trainer.config import GuardrailAction, GuardrailMetric, TrainingGuardrail
+from rlhf_trainer.config import Checkpoints, GuardrailAction, GuardrailMetric, TrainingGuardrail
 from rlhf_trainer.distributed import World
 from rlhf_trainer.exits import Diverged, GuardrailPaused, GuardrailStopped, Preempted
 from rlhf_trainer.guardrails import Guardrails
@@ -161,6 +164,40 @@ def test_a_stop_wish_before_or_in_a_look_saves_the_step_and_the_look(session: Se
     resumed.stop.received = True
     with pytest.raises(Preempted, match="outside a training step; 1 of 100 steps are done and saved"):
         resumed.pulse()
+
+
+class Empty:
+    def save(self, folder: Path) -> None:
+        (folder / "nothing").touch()
+
+    def load(self, folder: Path) -> None: ...
+
+
+def test_life_is_shown_while_older_checkpoints_are_verified(session: Session) -> None:
+    """Hashing all that is kept takes longer than the watchdog allows: here until a beat came after it had begun."""
+    config = session.config.model_copy(update={"checkpoints": Checkpoints(every_steps=1, keep_last=2)})
+    session = Session(config, session.world, session.board, session.ranks, StopSignal(), lambda: NOW)
+    session.begin({"empty": Empty()}, 100)
+    session.finish_step(1, {"loss": 0.5})
+    assert session.last_checkpoint is not None
+    slow, beat = Path(session.last_checkpoint.path) / "empty" / "nothing", session.ranks.folder / "rank-0.beat"
+    slow.unlink()
+    os.mkfifo(slow)
+    beats = []
+
+    def feed() -> None:
+        with slow.open("wb"):  # opens when the hashing does
+            os.utime(beat, (0, 0))
+            deadline = time.monotonic() + 5
+            while beat.stat().st_mtime == 0 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            beats.append(beat.stat().st_mtime)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    session.finish_step(2, {"loss": 0.5})
+    feeder.join()
+    assert beats[0] > 0, "a rank that verifies looked like one that hangs"
 
 
 def test_a_metric_outside_the_catalogue_is_refused() -> None:

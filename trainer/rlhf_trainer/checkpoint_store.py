@@ -57,8 +57,11 @@ class CheckpointStore:
                 shutil.rmtree(leftover)
         world.barrier()
 
-    def save(self, step: int, components: Mapping[str, Component]) -> CheckpointRecord:
-        """Publishes all components as one checkpoint, then prunes. Raises OSError (disk full, ...) unpublished."""
+    def save(
+        self, step: int, components: Mapping[str, Component], alive: Callable[[], None] = lambda: None
+    ) -> CheckpointRecord:
+        """Publishes all components as one checkpoint, then prunes; ``alive`` is called while it hashes, this one's
+        files and those of all that are kept. Raises OSError (disk full, ...) unpublished."""
         final = checkpoint_path(self._run, self._attempt, step)
         aside = final.with_name(f".{final.name}.writing")
         if self._world.is_main:
@@ -68,7 +71,7 @@ class CheckpointStore:
         for name, component in components.items():
             component.save(aside / name)
         self._world.barrier()
-        files = self._hash_files(aside)
+        files = self._hash_files(aside, alive)
         manifest = self._world.broadcast(
             Manifest(
                 version=FORMAT_VERSION,
@@ -83,8 +86,7 @@ class CheckpointStore:
         )
         if self._world.is_main:
             _publish(aside, final, manifest)
-            self._prune(final, components)
-        self._world.barrier()
+        on_main(self._world, lambda: self._prune(final, components), alive)
         return Found(final, manifest).record
 
     def find(
@@ -112,13 +114,13 @@ class CheckpointStore:
         if self._world.is_main:
             shutil.rmtree(scratch)
 
-    def _hash_files(self, folder: Path) -> dict[str, FileEntry]:
+    def _hash_files(self, folder: Path, alive: Callable[[], None]) -> dict[str, FileEntry]:
         """Syncs and hashes all files, shared out over the ranks."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        mine = {
-            path.relative_to(folder).as_posix(): _sync_and_hash(path, folder)
-            for path in paths[self._world.rank :: self._world.size]
-        }
+        mine = {}
+        for path in paths[self._world.rank :: self._world.size]:
+            mine[path.relative_to(folder).as_posix()] = _sync_and_hash(path, folder)
+            alive()
         return dict(sorted(item for part in self._world.gather(mine) for item in part.items()))
 
     def _prune(self, just_published: Path, required: Collection[str]) -> None:

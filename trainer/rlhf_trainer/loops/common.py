@@ -223,7 +223,7 @@ class Session:
             self._observing = False
 
     def _save(self) -> None:
-        self.last_checkpoint = self._store.save(self.done, self._components)
+        self.last_checkpoint = self._store.save(self.done, self._components, self.ranks.beat)
         self.board.checkpoint(self.last_checkpoint)
         self.ranks.beat()
 
