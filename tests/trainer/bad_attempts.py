@@ -49,6 +49,14 @@ PREFERENCES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "no response": (lambda b: b.reward(preferences=b.row(response_b=None)), ("data.jsonl:3", "response_b")),
     "response a list": (lambda b: b.reward(preferences=b.row(response_a=["x"])), ("data.jsonl:3", "response_a")),
     "half a character": (lambda b: b.reward(preferences=b.row(prompt="\ud83d")), ("data.jsonl:3", "surrogate pair")),
+    "half a character in a role": (
+        lambda b: b.reward(preferences=b.row(response_a=[{"role": "\ud83d", "content": "glad"}])),
+        ("data.jsonl:3", "turns of \\ud83d", "assistant's turns"),
+    ),
+    "half a character in an aspect": (
+        lambda b: b.reward(preferences=b.row(aspects={"tone \ud83d": "left"})),
+        ("data.jsonl:3", "aspects.tone \\ud83d", "give a, b, tie"),
+    ),
     "unknown choice": (lambda b: b.reward(preferences=b.row(preference="left")), ("data.jsonl:3", "preference")),
     "choice missing": (lambda b: b.reward(preferences=b.row(preference=None)), ("data.jsonl:3", "preference")),
     "choice a number": (lambda b: b.reward(preferences=b.row(preference=1)), ("data.jsonl:3", "preference")),

@@ -82,6 +82,7 @@ def test_a_bad_attempt_ends_with_exit_11_and_one_line(bench: Bench, world: World
     kept.write_text("written before")
     config = AttemptConfig.model_validate_json(config.to_json())
     result = run_attempt(config, load_loop(config.kind), world, RankFiles(bench.folder, 0), StopSignal())
+    result = Result.model_validate_json(result.to_json())  # as the launcher reads it
     assert (result.failure_class, result.exit_code) == (FailureClass.INVALID, ExitCode.INVALID), result.message
     assert "\n" not in result.message
     assert len(result.message) < 1500

@@ -31,8 +31,9 @@ class Ended(Exception):
     reason = "NonRetriableExitCode"
 
     def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # Data and paths that are quoted may hold half of a surrogate pair, with which no Result can be written.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(self.message)
         if reason is not None:
             self.reason = reason
 
