@@ -235,6 +235,23 @@ async def test_a_client_that_leaves_frees_its_place(folder: Path, monkeypatch: p
         assert (await post(client, ASK))[0] == 200
 
 
+async def test_clients_that_left_do_not_fill_the_queue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(folder, max_batch=1, max_waiting=2) as (_, client, worker):
+        gate, join = threading.Event(), worker._batch.join
+        monkeypatch.setattr(worker._batch, "join", lambda rows: gate.wait(10) and join(rows))
+        running = asyncio.create_task(post(client, ASK))
+        await eventually(lambda: worker._writers)
+        leaving = [asyncio.create_task(post(client, ASK)) for _ in range(2)]
+        await eventually(lambda: len(worker._waiting) == 2)
+        for one in leaving:
+            one.cancel()
+        await eventually(lambda: all(job.cancelled.is_set() for job in worker._waiting))
+        asking = [asyncio.create_task(post(client, ASK)) for _ in range(2)]
+        await eventually(lambda: asking[1].done() or not any(job.cancelled.is_set() for job in worker._waiting))
+        gate.set()
+        assert [status for status, _ in await asyncio.gather(running, *asking)] == [200, 200, 200]
+
+
 async def test_metrics_carry_vllms_names(client: aiohttp.ClientSession) -> None:
     _, answer = await post(client, ASK)
     async with client.get("/metrics") as response:

@@ -123,8 +123,10 @@ class Worker:
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises RequestError (503) when the queue is full."""
+        """Queue a job. Raises RequestError (503) when the queue is full of clients that still wait."""
         with self._wake:
+            if len(self._waiting) >= self._max_waiting:
+                self._waiting = deque(one for one in self._waiting if not one.cancelled.is_set())
             if len(self._waiting) >= self._max_waiting:
                 message = f"The server is overloaded: {len(self._waiting)} requests wait already. Retry later."
                 raise RequestError(message, 503, "overloaded")
