@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -231,6 +232,34 @@ def test_a_checkpoint_stays_where_an_abandoned_attempt_is_ahead(tmp_path: Path, 
     abandoned.save(100, components_of(world, Box()))
     record = store.save(10, components_of(world, Box()))
     assert verify(Path(record.path), DIGEST).record == record, "it was said to be published"
+
+
+class Empty:
+    """Its file can be replaced by a pipe: hashing then waits until somebody has written."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "nothing").touch()
+
+    def load(self, folder: Path) -> None: ...
+
+
+def test_an_abandoned_attempt_that_prunes_too_ends_nothing(tmp_path: Path, world: World) -> None:
+    """While the second attempt verifies step 2 of the first, the first deletes its step 1."""
+    for step in (1, 2):
+        store_of(tmp_path, world).save(step, {"empty": Empty()})
+    store, pipe = store_of(tmp_path, world, attempt=2, keep_last=2), checkpoint_path(tmp_path, 1, 2) / "empty/nothing"
+    pipe.unlink()
+    os.mkfifo(pipe)
+
+    def prune() -> None:
+        with pipe.open("wb"):  # opens when the second attempt hashes
+            shutil.rmtree(checkpoint_path(tmp_path, 1, 1))
+
+    abandoned = threading.Thread(target=prune)
+    abandoned.start()
+    record = store.save(3, {"empty": Empty()})
+    abandoned.join()
+    assert verify(Path(record.path), DIGEST).record == record
 
 
 def test_an_unfinished_save_is_never_seen_and_cleared_away(tmp_path: Path, world: World) -> None:

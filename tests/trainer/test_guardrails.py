@@ -24,7 +24,7 @@ from rlhf_trainer.metrics import CATALOGUE, reference
 from rlhf_trainer.ranks import RankFiles
 from rlhf_trainer.status import StatusBoard, StatusServer
 from rlhf_trainer.wire import GuardrailReport, ReportPhase, StatusReport
-from tests.trainer.test_checkpoint import world  # noqa: F401 - the fixture
+from tests.trainer.test_checkpoint import Empty, world  # noqa: F401 - the fixture
 from tests.trainer.training_world import TinyWorld
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -164,13 +164,6 @@ def test_a_stop_wish_before_or_in_a_look_saves_the_step_and_the_look(session: Se
     resumed.stop.received = True
     with pytest.raises(Preempted, match="outside a training step; 1 of 100 steps are done and saved"):
         resumed.pulse()
-
-
-class Empty:
-    def save(self, folder: Path) -> None:
-        (folder / "nothing").touch()
-
-    def load(self, folder: Path) -> None: ...
 
 
 def test_life_is_shown_while_older_checkpoints_are_verified(session: Session) -> None:

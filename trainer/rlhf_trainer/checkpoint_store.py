@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class CheckpointStore:
         self._clock = clock
         if world.is_main:
             for leftover in _leftovers(run, attempt):
-                shutil.rmtree(leftover)
+                _remove(leftover)
         world.barrier()
 
     def save(
@@ -136,9 +137,7 @@ class CheckpointStore:
             if path == just_published:
                 kept += 1
             elif kept >= self._keep_last:
-                doomed = path.with_name(f".{path.name}.deleted")
-                path.rename(doomed)  # first, so that a kill in between leaves no half checkpoint
-                shutil.rmtree(doomed)
+                _delete(path)
             elif self._verifies(path, required):
                 kept += 1
 
@@ -159,6 +158,19 @@ def _leftovers(run: Path, attempt: int) -> Iterator[Path]:
             yield from folder.glob(".*")
         elif number.isdigit() and int(number) < attempt:
             yield from folder.glob(".*.deleted")
+
+
+def _delete(checkpoint: Path) -> None:
+    doomed = checkpoint.with_name(f".{checkpoint.name}.deleted")
+    with suppress(FileNotFoundError):
+        checkpoint.rename(doomed)  # first, so that a kill in between leaves no half checkpoint
+    _remove(doomed)
+
+
+def _remove(folder: Path) -> None:
+    """An attempt that was abandoned, but lives, prunes its folder too: what goes meanwhile need not be deleted."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def _component_of(relative: Path) -> str:
