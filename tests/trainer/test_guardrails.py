@@ -22,7 +22,7 @@ from rlhf_trainer.loops.common import Session, StopSignal
 from rlhf_trainer.loops.observers import Observation
 from rlhf_trainer.metrics import CATALOGUE, reference
 from rlhf_trainer.ranks import RankFiles
-from rlhf_trainer.status import StatusBoard, StatusServer
+from rlhf_trainer.status import BoardCollector, StatusBoard, StatusServer
 from rlhf_trainer.wire import GuardrailReport, ReportPhase, StatusReport
 from tests.trainer.test_checkpoint import Empty, world  # noqa: F401 - the fixture
 from tests.trainer.training_world import TinyWorld
@@ -229,3 +229,14 @@ def test_endpoints_show_the_board() -> None:
         "rlhf_trainer_last_step_timestamp_seconds 1.7672256e+09",
     ):
         assert line in text.splitlines()
+
+
+def test_two_limits_on_one_metric_are_one_series_that_shows_the_breach() -> None:
+    """Prometheus keeps one sample of a series: the other is an error of the scrape, be it the breach."""
+    rails = Guardrails(
+        [TrainingGuardrail(metric="kl", above=limit, for_steps=1) for limit in (10.0, 20.0, 30.0)]  # type: ignore[call-arg, arg-type]
+    )
+    board = StatusBoard(1, "u", 1, lambda: NOW)
+    board.step(1, {"kl": 15.0}, rails.judge(1, {"kl": 15.0}).reports)
+    (family,) = (each for each in BoardCollector(board).collect() if each.name == "rlhf_trainer_guardrail_breached")
+    assert [(each.labels, each.value) for each in family.samples] == [({"metric": "kl", "action": "Alert"}, 1.0)]

@@ -128,8 +128,10 @@ class BoardCollector(Collector):
             phase.add_metric([candidate.value], float(candidate is report.phase))
         yield phase
         rails = GaugeMetricFamily(PREFIX + "guardrail_breached", "1 while breached.", labels=["metric", "action"])
-        for rail in report.guardrails:
-            rails.add_metric([rail.metric, rail.action], float(rail.state == "Breached"))
+        breached = {(rail.metric, rail.action) for rail in report.guardrails if rail.state == "Breached"}
+        # A metric may have several limits with one action: one series, or Prometheus would keep any of them.
+        for labels in dict.fromkeys((rail.metric, rail.action) for rail in report.guardrails):
+            rails.add_metric(labels, float(labels in breached))
         yield rails
         for name, value in sorted(report.metrics.items()):
             metric = CATALOGUE[name]
