@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf_trainer.cgroup import memory_limit, oom_kills
 from rlhf_trainer.config import PolicyTraining, RewardModelTraining
@@ -93,6 +94,13 @@ def test_every_class_has_an_exit_code() -> None:
 )
 def test_exceptions_are_classified(error: Exception, expected: FailureClass) -> None:
     assert classify(error).failure_class is expected
+
+
+def test_an_allocation_that_the_kernel_refuses_is_a_lack_of_memory() -> None:
+    """Torch has no class of its own for it on the CPU."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 55)
+    assert classify(refused.value).failure_class is C.OUT_OF_MEMORY
 
 
 def test_the_advice_of_an_attempt_without_memory_is_for_either_kind() -> None:

@@ -110,13 +110,20 @@ def classify(error: BaseException) -> Ended:
     if isinstance(error, Ended):
         return error
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_memory(error):
         return OutOfMemory(
             f"{text}; lower training.microBatchSize, raise training.deepspeed.zeroStage or give the pods more memory"
         )
     if _is_collective(error):
         return RendezvousFailed(f"a collective failed, so a peer died or is cut off: {text}")
     return Ended(text)
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Torch has a class for it on a GPU alone; its CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_collective(error: BaseException) -> bool:
