@@ -166,6 +166,17 @@ def test_a_stop_wish_before_or_in_a_look_saves_the_step_and_the_look(session: Se
         resumed.pulse()
 
 
+def test_a_stop_wish_while_inputs_are_checked_does_not_deny_what_is_saved(session: Session) -> None:
+    session.begin({}, 100)
+    session.stop.received = True
+    with pytest.raises(Preempted):
+        session.finish_step(1, {"loss": 0.5})
+    resumed = Session(session.config, session.world, session.board, session.ranks, StopSignal(), lambda: NOW)
+    resumed.stop.received = True
+    with pytest.raises(Preempted, match="SIGTERM before training began; nothing was lost"):
+        resumed.pulse()
+
+
 def test_life_is_shown_while_older_checkpoints_are_verified(session: Session) -> None:
     """Hashing all that is kept takes longer than the watchdog allows: here until a beat came after it had begun."""
     config = session.config.model_copy(update={"checkpoints": Checkpoints(every_steps=1, keep_last=2)})

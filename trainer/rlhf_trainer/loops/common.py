@@ -97,6 +97,7 @@ class Session:
     _components: dict[str, Component] = field(default_factory=dict)
     _tracker: Background | None = None
     _total: int = 0
+    _begun: bool = False
     _step_began: float = 0.0
     _observing: bool = False
 
@@ -148,7 +149,7 @@ class Session:
         self.board.resumed(self.done, total_steps, self.resumed_from, self.skipped)
         if self.world.is_main:
             self._tracker = open_tracker(self.config, self.folder)
-        self._step_began = time.monotonic()
+        self._begun, self._step_began = True, time.monotonic()
         self.ranks.beat()
         return self.done
 
@@ -209,6 +210,8 @@ class Session:
         only shows life: the step is saved first."""
         self.ranks.beat()
         if not self._observing and self.world.any(self.stop.received):
+            if not self._begun:  # an earlier attempt's steps are not known yet
+                raise Preempted("SIGTERM before training began; nothing was lost")
             raise Preempted(f"SIGTERM outside a training step; {self.done} of {self._total} steps are done and saved")
 
     def close(self, result: Result) -> None:
