@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rlhf_trainer.cgroup import memory_limit, oom_kills
 from rlhf_trainer.config import PolicyTraining, RewardModelTraining
 from rlhf_trainer.ending import Observed, decide
 from rlhf_trainer.exits import EXIT_CODES, Diverged, NoProgress, Preempted, RendezvousFailed, classify
-from rlhf_trainer.launch import wait_for_name
+from rlhf_trainer.launch import Supervisor, wait_for_name
 from rlhf_trainer.ranks import RankFiles, RankState, last_beat, read_results, read_states
 from rlhf_trainer.report import main as report
 from rlhf_trainer.wire import (
@@ -26,6 +28,7 @@ from rlhf_trainer.wire import (
     Verdict,
     VerdictState,
 )
+from tests.trainer.training_world import TinyWorld
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -144,6 +147,26 @@ def test_rank_files_tell_the_launcher(tmp_path: Path) -> None:
     assert last_beat(tmp_path) is None, "a rank that has not joined has no heartbeat to judge by"
     files.ended(result_of(1, C.DIVERGED))
     assert read_results(tmp_path)[1].failure_class is C.DIVERGED
+
+
+def test_a_second_sigterm_gives_no_more_time(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod that is deleted again gets one, and is killed when the first one's grace period ends."""
+    config = tiny_world.config(tmp_path / "out", grace_seconds=30)
+    with subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"], start_new_session=True) as deaf:
+        (tmp_path / "rank-0.json").write_text(RankState(rank=0, pid=deaf.pid, joined=True).to_json())
+        (tmp_path / "rank-0.beat").touch()
+        supervisor = Supervisor(config, tmp_path, deaf, meet_within=60)
+        try:
+            with monkeypatch.context() as clock:
+                for second in (100.0, 120.0):
+                    clock.setattr(time, "monotonic", lambda now=second: now)
+                    supervisor.request_stop()
+            assert supervisor._why_end(126.0) is None
+            assert isinstance(supervisor._why_end(128.0), Preempted), "3 s are for writing the result"
+        finally:
+            deaf.kill()
 
 
 def test_waiting_for_a_name_outlasts_a_slow_dns() -> None:

@@ -54,7 +54,8 @@ class Supervisor:
 
     def request_stop(self) -> None:
         """SIGTERM: the ranks finish their step, save and end; what has not begun to train just ends."""
-        self._stop_at = time.monotonic()
+        if self._stop_at is None:  # a pod that is deleted again is killed no later
+            self._stop_at = time.monotonic()
         states = read_states(self._folder)
         for state in states.values():
             _signal(state.pid, signal.SIGTERM)
