@@ -69,6 +69,12 @@ def test_rows_that_come_and_go_say_what_they_say_alone(policy: Policy, temperatu
     assert [said[index] for index in range(9)] == wanted
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-39, 1e-44, 1e-300])
+def test_the_coldest_sampling_is_greedy(policy: Policy, temperature: float) -> None:
+    """Logits over such a temperature do not fit float32."""
+    assert [alone(policy, row) for row in rows(3, temperature)] == [alone(policy, row) for row in rows(3, 0.0)]
+
+
 def test_columns_that_nobody_needs_are_dropped(policy: Policy) -> None:
     long, short = Row(tuple(range(4, 34)), 0.0, 0), Row((5,), 0.0, 0)
     batch = Batch(policy.model, policy.pad_id)

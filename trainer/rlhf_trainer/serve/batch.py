@@ -20,6 +20,8 @@ from transformers import DynamicCache
 from rlhf_trainer.generate.cached import draw
 from rlhf_trainer.randomness import Stream, generator
 
+_COLDEST = 1e-5  # colder is greedy, as with vLLM: logits over such a temperature may not fit float32
+
 
 class UnsupportedModelError(ValueError):
     """A model whose state is not a plain key-value cache; the message says what to do."""
@@ -111,9 +113,9 @@ class Batch:
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
         uniforms = torch.tensor([row.draws.random() for row in rows], dtype=torch.float64, device=self._device)
         temperatures = torch.tensor([row.temperature for row in rows], device=self._device)[:, None]
-        greedy = temperatures[:, 0] == 0
-        sampled, _ = draw(logits.float() / temperatures.masked_fill(temperatures == 0, 1.0), uniforms, 1.0)
-        return torch.where(greedy, logits.argmax(dim=-1), sampled)
+        greedy = temperatures < _COLDEST
+        sampled, _ = draw(logits.float() / temperatures.masked_fill(greedy, 1.0), uniforms, 1.0)
+        return torch.where(greedy[:, 0], logits.argmax(dim=-1), sampled)
 
 
 def _pair(layer: Any) -> tuple[Tensor, Tensor]:
