@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
+from rlhf_trainer.config import BestOfNPreflight, Evaluation, OverOptimization
 from rlhf_trainer.wire import AttemptConfig, Located
 from tests.trainer.bench import (
     Bench,
@@ -90,11 +92,30 @@ PREFERENCES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     ),
 }
 
+
+def _held_out_once(bench: Bench, **changes: Any) -> AttemptConfig:
+    """Of these prompts the hash holds out one."""
+    prompts = ("hello", "hello my parcel is late", "my parcel is late", "parcel", "is", "hello parcel")
+    return bench.policy(
+        prompts=bench.lines("".join(json.dumps({"prompt": each}) + "\n" for each in prompts)),
+        audit_reward_model=Located(path=str(bench.policies.audit)),
+        evaluation=Evaluation(samples=16, **changes),
+    )
+
+
 POLICY_DATA: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "no prompts file": (lambda b: b.policy(prompts=Located(path=str(b.folder / "gone.jsonl"))), ("spec.prompts",)),
     "prompt missing": (lambda b: b.policy(prompts=b.lines('{"text": "hello"}\n')), ("data.jsonl:1", "'prompt'")),
     "prompts empty": (lambda b: b.policy(prompts=b.lines("")), ("data.jsonl", "no rows")),
     "one prompt": (lambda b: b.policy(prompts=b.lines('{"prompt": "hello"}\n')), ("data.jsonl", "more prompts")),
+    "one held-out prompt to look at": (
+        lambda b: _held_out_once(b, over_optimization=OverOptimization()),
+        ("data.jsonl", "1 prompt held out", "evaluation.overOptimization", "more prompts"),
+    ),
+    "one held-out prompt for best of n": (
+        lambda b: _held_out_once(b, best_of_n=BestOfNPreflight()),
+        ("data.jsonl", "1 prompt held out", "evaluation.bestOfN", "more prompts"),
+    ),
     "prompts too long": (
         lambda b: b.policy(training=policy_training(max_prompt_length=1)),
         ("prompts.jsonl", "more than 1 tokens", "maxPromptLength"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_trainer.config import ONLINE, Algorithm, PolicyTraining
+from rlhf_trainer.config import ONLINE, Algorithm, Evaluation, PolicyTraining
 from rlhf_trainer.data.encoding import Encoder
 from rlhf_trainer.data.rows import load_prompts
 from rlhf_trainer.data.split import split
@@ -79,6 +79,7 @@ def prepare(session: Session) -> PolicyInputs:
     encoder = _open_encoder(policy)
     sides = [read(config, encoder, training) for read in (_read_texts, _read_prompts)]
     found = [side for side in sides if side is not None]
+    _check_looks(config.evaluation, found[-1])
     session.board.figures({"droppedRows": float(sum(side.dropped for side in found))})
     return PolicyInputs(
         training=training,
@@ -182,6 +183,18 @@ def _check_sides(path: str, rows: str, train: int, least: int, holdout: int) -> 
         raise Invalid(
             f"{path}: {train} {rows} to train on and {holdout} held out for evaluation; "
             "give more prompts (about a fifth is held out by a hash of the text)"
+        )
+
+
+def _check_looks(evaluation: Evaluation | None, side: _Sides) -> None:
+    """Both compare replies over prompts: one prompt has no spread."""
+    given = evaluation or Evaluation()
+    wanted = {"bestOfN": given.best_of_n, "overOptimization": given.over_optimization}
+    asking = [f"evaluation.{name}" for name, looks in wanted.items() if looks is not None]
+    if asking and len(side.holdout) < 2:
+        raise Invalid(
+            f"{side.path}: 1 prompt held out for evaluation, {' and '.join(asking)} need at least 2; give more prompts "
+            "(about a fifth is held out by a hash of the text)"
         )
 
 
