@@ -101,6 +101,20 @@ def test_the_active_deadline_is_over_all_attempts_without_suspended_time() -> No
 GPU = {"numNodes": 2, "numProcPerNode": 1, "resourcesPerNode": {"limits": {"nvidia.com/gpu": "4"}}}
 
 
+def test_an_attempt_that_ended_while_the_operator_was_away_has_used_nothing_since() -> None:
+    world = training(reward_spec(trainer=GPU, activeDeadlineSeconds=3600))
+    for pod in world.pods():
+        world.mark(pod, "DisruptionTarget", reason="EvictionByEvictionAPI")
+    world.exit(1, 20, result("Preempted", 20), after=600)
+    world.exit(0, 20, result("Preempted", 20))
+    world.finish_job("Failed")
+    world.tick(7200)
+    assert world.holds("Failed")[0] == "False", world.condition("Failed")["message"]
+    assert world.status["attempt"] == 2
+    assert world.status["usage"]["gpuSeconds"] == pytest.approx(8 * 600)
+    assert world.status["usage"]["lostSeconds"] == pytest.approx(600)
+
+
 def test_a_gpu_budget_is_cumulative_and_suspends() -> None:
     world = training(reward_spec(trainer=GPU, budget={"gpuHours": 8.0}))  # one hour of 8 GPUs
     world.tick(1800)

@@ -203,11 +203,23 @@ def _close_failed(draft: Draft, attempt: Attempt, failure: Failure) -> None:
 
 
 def _close(draft: Draft, attempt: Attempt, lost: bool) -> None:
-    usage = spent(attempt, draft.now, draft.size.gpus, draft.cost_per_hour)
+    until = _held_until(draft, attempt)
+    usage = spent(attempt, until, draft.size.gpus, draft.cost_per_hour)
     if lost and attempt.action == "Restart" and attempt.running_at is not None:
         saved = [c.time for c in draft.status.checkpoints if c.attempt == attempt.number and c.time.tzinfo]
         since = max([attempt.running_at, *saved])
-        seconds = max((draft.now - since).total_seconds(), 0.0)
+        seconds = max((until - since).total_seconds(), 0.0)
         usage = usage.model_copy(update={"lost_seconds": round(usage.lost_seconds + seconds, 3)})
     changes: dict[str, Any] = {"ended_at": draft.now, "usage": usage}
     draft.edit(attempt, **changes)
+
+
+def _held_until(draft: Draft, attempt: Attempt) -> datetime:
+    """When the pods let go of their nodes. An operator that was away learns of it later, which nobody used."""
+    job = _job(draft, attempt)
+    finished = next((condition(job, type) for type in ("Complete", "Failed") if is_true(job, type)), None)
+    if finished is None:
+        return draft.now
+    ends = [end.finished_at for pod in draft.job.pods(attempt.number, TRAINER) if (end := ended(pod)) is not None]
+    known = [at for at in (moment(finished, "lastTransitionTime"), *ends) if at is not None]
+    return min([draft.now, max(known)]) if known else draft.now
