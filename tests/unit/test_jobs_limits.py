@@ -134,6 +134,18 @@ def test_a_gpu_budget_is_cumulative_and_suspends() -> None:
     assert world.holds("WithinBudget")[0] == "True"
 
 
+def test_pods_that_are_ending_are_billed_as_they_were_started() -> None:
+    prices = priced(gpu=2.5)
+    world = training(reward_spec(trainer=GPU, budget={"gpuHours": 8.0}), settings=prices)
+    world.tick(1800)
+    world.edit(suspend=True, trainer=GPU | {"numNodes": 16})  # two edits, seen at once
+    assert world.status["usage"]["gpuSeconds"] == pytest.approx(8 * 1800)
+    assert world.status["usage"]["costUSD"] == pytest.approx(8 * 2.5 / 2)
+    world.edit(suspend=False)
+    assert world.status["attempt"] == 2
+    assert world.last["gpus"] == 64
+
+
 def test_a_budget_can_fail_the_job() -> None:
     world = training(reward_spec(trainer=GPU, budget={"gpuHours": 8.0, "onExceeded": "Fail"}))
     world.wait()

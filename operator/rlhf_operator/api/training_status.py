@@ -47,6 +47,8 @@ class Attempt(ApiStatus):
     job_uid: str = ""
     pod_uids: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
     started_at: AwareDatetime  # this entry was written; the Job is created after
+    gpus: float | None = None  # that its pods hold: the spec may ask for others while they end
+    cost_per_hour: float | None = None
     queued_at: AwareDatetime | None = None  # waits for quota and nodes since; default: startedAt
     admitted_at: AwareDatetime | None = None  # the Job was seen unsuspended
     scheduled_at: AwareDatetime | None = None  # the first pod has a node: accelerators are held from here on

@@ -71,9 +71,14 @@ def backoff(status: TrainingJobStatus) -> timedelta:
 
 
 def spent(attempt: Attempt, now: datetime, gpus: float, cost_per_hour: float | None) -> Usage:
-    """What the attempt has used until it ended, or until now: what evictions folded in, and the present run."""
+    """What the attempt has used until it ended, or until now: what evictions folded in, and the present run.
+
+    `gpus` and `cost_per_hour` are for an entry that does not say what its pods hold: one whose status was lost.
+    """
     if attempt.ended_at is not None:
         return attempt.usage
+    if attempt.gpus is not None:
+        gpus, cost_per_hour = attempt.gpus, attempt.cost_per_hour
     queued_at, scheduled, running = attempt.queued_at or attempt.started_at, attempt.scheduled_at, attempt.running_at
     held = _seconds(scheduled, now)
     training = _seconds(running, now)

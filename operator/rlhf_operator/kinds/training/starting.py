@@ -157,7 +157,12 @@ def _backoff(draft: Draft) -> Why | None:
 
 def _start(draft: Draft, resolution: Resolution) -> None:
     job = draft.job
-    attempt = Attempt(number=draft.status.attempt + 1, started_at=draft.now)
+    attempt = Attempt(
+        number=draft.status.attempt + 1,
+        started_at=draft.now,
+        gpus=draft.size.gpus,
+        cost_per_hour=draft.cost_per_hour,
+    )
     draft.add(attempt)
     lineage = {name: found.digest for name, found in resolution.inputs.items()}
     draft.set(
