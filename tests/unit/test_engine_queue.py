@@ -68,6 +68,22 @@ def test_a_delayed_add_keeps_the_earliest_deadline(queue: WorkQueue, clock: Cloc
     assert queue.try_get() is None
 
 
+def test_a_far_deadline_that_moves_at_every_pass_leaves_nothing_behind(queue: WorkQueue, clock: Clock) -> None:
+    """A job that reports every 10 s, with a deadline a day away."""
+    for _ in range(2000):
+        clock.now += 10
+        queue.add(A)
+        assert queue.try_get() == A
+        queue.done(A)
+        queue.add_after(A, 86_400)
+    queue.add_after(B, 90_000)
+    assert len(queue._heap) < 100
+    clock.now += 86_400
+    assert [queue.try_get(), queue.try_get()] == [A, None]
+    clock.now += 3_600
+    assert [queue.try_get(), queue.try_get()] == [B, None]
+
+
 def test_an_immediate_add_replaces_a_delayed_one(queue: WorkQueue, clock: Clock) -> None:
     queue.add_after(A, 10)
     queue.add(A)

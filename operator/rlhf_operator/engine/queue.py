@@ -22,6 +22,8 @@ from rlhf_operator.engine.lanes import Lanes
 from rlhf_operator.kinds.base import Key
 from rlhf_operator.obs.metrics import Metrics
 
+_STALE = 64  # entries of moved and cancelled deadlines that the heap may hold, besides as many as there are deadlines
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -77,6 +79,9 @@ class WorkQueue:
             return
         self._deadlines[key] = deadline
         heapq.heappush(self._heap, (deadline, key))
+        if len(self._heap) > 2 * len(self._deadlines) + _STALE:
+            self._heap = [(at, key) for key, at in self._deadlines.items()]
+            heapq.heapify(self._heap)
         self._changed.set()
 
     def retry(self, key: Key, at_least: float = 0.0) -> float:
