@@ -9,6 +9,7 @@ import pytest
 from tests.unit.jobs_world import (
     result,
     reward_spec,
+    rfc3339,
     started,
     training,
 )
@@ -134,6 +135,32 @@ def test_a_peer_that_stops_together_with_a_deleted_pod_does_not_hide_the_deletio
     world.tick()
     assert world.attempts[0]["failureClass"] == "Preempted"
     assert not world.attempts[0]["counted"]
+
+
+def test_a_sidecar_that_crashes_ends_nothing() -> None:
+    world = training()
+    pod = world.pods()[0]
+    crashed = {"name": "logs", "restartCount": 1, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    pod["status"]["initContainerStatuses"] = [crashed]
+    pod["status"]["containerStatuses"] = [{"name": "trainer", "state": {"running": {"startedAt": rfc3339(world.now)}}}]
+    world.tick()
+    assert world.phase == "Running"
+    world.edit(suspend=True)  # which an attempt that failed would not heed
+    assert world.phase == "Suspended"
+
+
+def test_an_init_container_that_fails_its_pod_fails_the_attempt() -> None:
+    world = started()
+    for pod in world.pods():
+        ended = {"exitCode": 3, "reason": "Error", "finishedAt": rfc3339(world.now)}
+        pod["status"] |= {
+            "phase": "Failed",
+            "initContainerStatuses": [{"name": "fetch", "state": {"terminated": ended}}],
+        }
+    world.finish_job("Failed")
+    world.tick()
+    assert world.attempts[0]["exitCode"] == 3
+    assert "container fetch exited 3" in world.attempts[0]["message"]
 
 
 def test_the_earliest_failure_wins() -> None:

@@ -72,11 +72,12 @@ def deletion_requested_at(pod: Object) -> datetime | None:
 
 
 def ended(pod: Object, name: str = "trainer") -> Ended | None:
-    """How a container ended; an init container that failed stands for one that never ran."""
+    """How a container ended; an init container that failed its pod stands for one that never ran. While the pod lives
+    it is a sidecar, which the kubelet starts again."""
     for status in mappings(pod, "status", "containerStatuses"):
         if text(status, "name") == name and mapping(status, "state", "terminated"):
             return _ended(status)
-    for status in mappings(pod, "status", "initContainerStatuses"):
+    for status in mappings(pod, "status", "initContainerStatuses") if is_over(pod) else ():
         if integer(status, "state", "terminated", "exitCode") not in (None, 0):
             return _ended(status)
     return None
