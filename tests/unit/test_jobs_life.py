@@ -61,6 +61,31 @@ def test_success_without_a_passed_verdict_is_no_evidence(verdicts: list[dict[str
     assert world.holds("Validated") == ("Unknown", "OutcomeUnknown")
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_verdict_from_before_the_training_is_no_evidence_for_what_came_of_it(restart: bool) -> None:
+    """A policy is first judged by best of n, which says nothing about the policy that is trained then."""
+    world = started()
+    world.run_pods()
+    world.report(step=0, verdicts=[{"metric": "bestOfN", "state": "Pass", "n": 200}])
+    assert world.status["verdicts"]
+    if restart:
+        world.fail(1)
+        world.reports = {}
+        world.tick(60)
+        world.run_pods()
+    world.complete(success(world.status["attempt"], verdicts=[]))
+    assert world.phase == "Succeeded"
+    assert world.holds("Validated") == ("Unknown", "OutcomeUnknown")
+
+
+def test_verdicts_that_a_termination_message_had_no_room_for_are_those_of_the_last_report() -> None:
+    world = training()
+    world.now = world.now.replace(minute=5)
+    world.report(step=100, phase="Saving", verdicts=[{"metric": "winRate", "state": "Pass", "n": 200}])
+    world.complete(success(verdicts=[]))
+    assert world.holds("Validated") == ("True", "AsExpected")
+
+
 def test_nothing_is_written_at_rest() -> None:
     world = training()
     for _ in range(5):

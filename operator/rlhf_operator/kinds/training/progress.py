@@ -25,6 +25,7 @@ from rlhf_operator.kinds.training.storage import uri_of
 from rlhf_trainer.wire import (
     STATUS_PORT,
     CheckpointRecord,
+    FailureClass,
     GuardrailReport,
     ReportPhase,
     Result,
@@ -109,7 +110,7 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
     if result.artifact and artifact:
         changes["artifact"] = ArtifactStatus(uri=artifact, digest=result.artifact.digest)
     changes["progress"] = _final_progress(status.progress, attempt, result)
-    if result.verdicts:
+    if result.verdicts or (result.failure_class is FailureClass.SUCCESS and not _judged(status.progress, attempt)):
         changes["verdicts"] = _verdicts(result.verdicts)
     if result.guardrails:
         changes["guardrails"] = _guardrails(result.guardrails)
@@ -122,6 +123,13 @@ def take_result(status: TrainingJobStatus, attempt: Attempt, result: Result) -> 
         attempt.number,
         step=max(attempt.step, result.step),
         **_resumption(attempt, result.resumed_from, result.skipped_checkpoints),
+    )
+
+
+def _judged(known: Progress | None, attempt: Attempt) -> bool:
+    """Whether the verdicts that were reported are about what this attempt made: those before it trained are not."""
+    return (
+        known is not None and known.attempt == attempt.number and known.phase in (ReportPhase.SAVING, ReportPhase.DONE)
     )
 
 
