@@ -87,6 +87,16 @@ def test_numbers_that_json_does_not_know_are_left_out() -> None:
     assert world.holds("GuardrailsHealthy") == ("False", "GuardrailBreached")
 
 
+def test_times_without_a_zone_are_taken_as_utc() -> None:
+    world = training()
+    world.now = START.replace(minute=5)
+    saved = checkpoint(5) | {"time": "2026-01-01T00:03:00"}
+    world.report(5, checkpoints=[saved], lastStepAt="2026-01-01T00:04:00", expectedEndAt="2026-01-01T01:10:00+01:00")
+    assert world.status["progress"]["lastStepAt"] == "2026-01-01T00:04:00Z"
+    assert world.status["progress"]["expectedEndAt"] == "2026-01-01T00:10:00Z"
+    assert world.status["checkpoints"][0]["time"] == "2026-01-01T00:03:00Z"
+
+
 def test_the_checkpoint_ledger_is_bounded() -> None:
     world = training()
     world.report(step=500, checkpoints=[checkpoint(step) for step in range(10, 500, 10)])

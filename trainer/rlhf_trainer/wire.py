@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from rlhf_trainer.config import (
@@ -38,6 +38,17 @@ class Wire(BaseModel):
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _in_utc(time: datetime) -> datetime:
+    """The API server refuses a time without a zone, and with it the whole status that holds it."""
+    try:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("a time at the end of the calendar") from error
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 class ExitCode(IntEnum):
@@ -141,7 +152,7 @@ class CheckpointRecord(Wire):
     attempt: int
     path: str
     digest: str
-    time: datetime
+    time: Moment
     converted_from: int | None = None  # ranks that wrote it, where a resume converted it for another number
 
 
@@ -177,10 +188,10 @@ class StatusReport(Wire):
     phase: ReportPhase
     step: int = 0
     total_steps: int = 0
-    started_at: datetime
-    updated_at: datetime
-    last_step_at: datetime | None = None
-    expected_end_at: datetime | None = None  # of the last step, at the present pace
+    started_at: Moment
+    updated_at: Moment
+    last_step_at: Moment | None = None
+    expected_end_at: Moment | None = None  # of the last step, at the present pace
     metrics: dict[str, float] = {}
     checkpoints: tuple[CheckpointRecord, ...] = ()
     resumed_from: CheckpointRecord | None = None
@@ -204,7 +215,7 @@ class Result(Wire):
     attempt: int
     uid: str
     rank: int = 0
-    finished_at: datetime
+    finished_at: Moment
     step: int = 0
     total_steps: int = 0
     world_size: int = 0

@@ -12,7 +12,6 @@ from rlhf_operator.kinds.base import Object
 from rlhf_operator.kinds.training.objects import (
     condition,
     deleting,
-    in_utc,
     integer,
     is_true,
     label_of,
@@ -100,9 +99,8 @@ def _ended(status: Object) -> Ended:
 def parse_result(message: Any) -> Result | None:
     """A termination message as a Result; None when it is anything else."""
     try:
-        result = Result.model_validate_json(message) if isinstance(message, str) and message else None
-        return result and result.model_copy(update={"finished_at": in_utc(result.finished_at)})
-    except (ValidationError, OverflowError):
+        return Result.model_validate_json(message) if isinstance(message, str) and message else None
+    except ValidationError:
         return None
 
 
