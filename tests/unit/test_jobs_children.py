@@ -15,7 +15,7 @@ from rlhf_operator.kinds.training.merge import merge
 from rlhf_operator.kinds.training.resources import Shape, quantity, shape
 from rlhf_operator.kinds.training.storage import BadUri, Volume, input_path, mounts, place_of, uri_of
 from rlhf_trainer.wire import AttemptConfig
-from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec, stored_spec
+from tests.unit.jobs_world import UID, World, digest, policy_spec, reward_spec, started, stored_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -126,6 +126,19 @@ def test_any_pod_template_can_be_planned(garbage: Any) -> None:
     world = World(reward_spec(trainer={"podTemplate": garbage}))
     world.once()
     assert world.condition("Accepted")
+
+
+def _container(**changes: Any) -> dict[str, Any]:
+    """The trainer container of a job whose podTemplate changes it so."""
+    world = started(reward_spec(trainer={"podTemplate": {"spec": {"containers": [{"name": "trainer", **changes}]}}}))
+    [container] = world.job["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def test_a_variable_has_one_source() -> None:
+    """The API server refuses one with a value and valueFrom."""
+    cpus = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}
+    assert [found for found in _container(env=[cpus])["env"] if found["name"] == cpus["name"]] == [cpus]
 
 
 def test_merge_lays_one_template_over_another() -> None:

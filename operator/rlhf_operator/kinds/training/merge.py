@@ -15,8 +15,8 @@ MERGE_KEYS = {
     "volumeMounts": "mountPath",
     "ports": "containerPort",
 }
-# Lists whose items are one choice each: merged, a volume would have two sources, which is none.
-REPLACED = frozenset({"volumes"})
+# Lists whose items are one choice each: merged, a volume or a variable would have two sources, which is none.
+REPLACED = frozenset({"volumes", "env"})
 
 
 def merge(base: Any, override: Any, field: str = "") -> Any:
