@@ -141,6 +141,11 @@ def test_a_variable_has_one_source() -> None:
     assert [found for found in _container(env=[cpus])["env"] if found["name"] == cpus["name"]] == [cpus]
 
 
+def test_openmp_shares_the_cpus_that_the_pod_template_gives() -> None:
+    env = _container(resources={"limits": {"cpu": "16", "nvidia.com/gpu": "8"}})["env"]
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in env
+
+
 def test_merge_lays_one_template_over_another() -> None:
     base = {
         "a": 1,

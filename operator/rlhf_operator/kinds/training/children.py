@@ -153,9 +153,10 @@ def template(job: Job[Any], number: int, inputs: Mapping[str, Input]) -> dict[st
     resources = {
         name: dict(amounts) for name in ("limits", "requests") if (amounts := getattr(trainer.resources_per_node, name))
     }
+    merged_resources = merge(resources, mapping(trainer_container(trainer.pod_template), "resources"))
     container = {
         **_container(job, TRAINER, ["python", "-m", "rlhf_trainer.launch"]),
-        "env": environment(job.spec, shape(trainer, resources).threads),
+        "env": environment(job.spec, shape(trainer, merged_resources).threads),
         "resources": resources,
         "ports": [
             {"name": "status", "containerPort": STATUS_PORT},
