@@ -7,6 +7,7 @@ from tests.unit.jobs_world import (
     World,
     owned_by_nobody,
     result,
+    reward_spec,
     rfc3339,
     started,
     success,
@@ -87,6 +88,24 @@ def test_lost_messages_are_read_again_from_storage() -> None:
     assert world.holds("Progressing") == ("False", "OutcomeUnknown")
     answer(world, success())
     assert world.phase == "Succeeded"
+
+
+def test_storage_is_asked_from_where_the_pods_could_reach_it() -> None:
+    reach = {
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"topology.kubernetes.io/zone": "a"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "securityContext": {"runAsUser": 1000},
+    }
+    world = training(reward_spec(trainer={"numNodes": 2, "podTemplate": {"spec": {**reach, "hostname": "not-this"}}}))
+    world.children["Pod"].clear()
+    world.finish_job("Complete")
+    world.tick()
+    pod_spec = world.children["Job"]["rm-train-a1-report"]["spec"]["template"]["spec"]
+    user = pod_spec["securityContext"]
+    assert {**pod_spec, **reach} == {**pod_spec, "securityContext": reach["securityContext"]}
+    assert (user["runAsUser"], user["runAsNonRoot"]) == (1000, True)
+    assert "hostname" not in pod_spec
 
 
 def test_a_stored_failure_counts_as_what_it_was() -> None:

@@ -34,6 +34,8 @@ _KUEUE_PREFIX = "kueue.x-k8s.io/"
 _USER = 65532
 _GRACE_SECONDS = 120  # to save a checkpoint after SIGTERM
 _REPORT_SECONDS = 300
+# Of a podTemplate: without them the reporter may not get its image, a node that reaches the volume, or the files.
+_REACH = ("imagePullSecrets", "serviceAccountName", "nodeSelector", "affinity", "tolerations", "securityContext")
 
 
 def output_of(job: Job[Any]) -> Volume:
@@ -263,6 +265,8 @@ def reporter(job: Job[Any], number: int) -> Object:
     path = output.joined(f"a{number}", "result.json").at(OUT_ROOT)
     volumes, volume_mounts = mounts((), output, writable=False)
     labels = _labels(job, number, REPORTER)
+    pod_spec = mapping(merge({"spec": _pod_spec()}, job.spec.trainer.pod_template), "spec")
+    reach = {field: pod_spec[field] for field in _REACH if field in pod_spec}
     container = {
         **_container(job, REPORTER, ["python", "-m", "rlhf_trainer.report", "--result", path]),
         "env": [{"name": "HOME", "value": "/tmp"}],
@@ -279,6 +283,7 @@ def reporter(job: Job[Any], number: int) -> Object:
                 "metadata": {"labels": labels},
                 "spec": {
                     **_pod_spec(),
+                    **reach,
                     "containers": [container],
                     "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],
                 },
