@@ -121,6 +121,22 @@ async def test_what_the_api_server_refuses_is_told_once_and_cleared_when_it_work
     assert (world.engine.metrics.terminal_reconcile_errors.labels("Widget")._value.get() > 0) is terminal
 
 
+@pytest.mark.parametrize(
+    "error", [ApiError(422, "spec.x is invalid", reason="Invalid"), ApiError(403, "exceeded quota: jobs")]
+)
+async def test_a_deadline_is_kept_whatever_the_api_server_refuses(error: ApiError) -> None:
+    api = RefusingApi()
+    api.error = error
+    world = await begun(replace(WIDGET, plan=lambda observed: replace(plan(observed), requeue_after=5.0)), api)
+
+    while await world.work() or world.deliver():
+        world.clock.seconds += 1
+
+    deadline = world.engine.queue.next_deadline()
+    assert deadline is not None
+    assert deadline <= world.clock.seconds + 5.0
+
+
 async def test_an_unwell_api_server_changes_no_status_and_is_tried_again() -> None:
     api = RefusingApi()
     api.error = ApiError(503, "unwell", retry_after=7.0)

@@ -44,6 +44,9 @@ class Ended(StrEnum):
     GONE = "gone"
 
 
+_RESTING = (Ended.SUCCESS, Ended.WAIT, Ended.TERMINAL)
+
+
 @dataclass(frozen=True)
 class Result:
     ended: Ended
@@ -144,8 +147,9 @@ class _Pass:
         finally:
             self._wrote |= executor.wrote
         result = await self._finish(plan.status, events, failure)
-        if result.ended is Ended.SUCCESS and plan.requeue_after is not None:
-            return Result(Ended.SUCCESS, max(MIN_REQUEUE, plan.requeue_after))
+        if result.ended in _RESTING and plan.requeue_after is not None:
+            due = max(MIN_REQUEUE, plan.requeue_after)  # whatever stands in the way of something else
+            return Result(result.ended, due if result.after is None else min(due, result.after))
         return result
 
     async def _finish(self, status: Mapping[str, Any], events: tuple[Event, ...], failure: Failure | None) -> Result:
