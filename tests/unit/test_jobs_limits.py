@@ -58,6 +58,19 @@ def test_suspended_is_only_true_when_nothing_runs() -> None:
     assert world.holds("Suspended")[0] == "True"
 
 
+def test_the_pod_template_may_change_in_the_edit_that_resumes_a_job() -> None:
+    changed = {"numNodes": 2, "podTemplate": {"spec": {"priorityClassName": "batch"}}}
+    world = training()
+    world.fail(1)  # another attempt would follow
+    world.edit(suspend=True)
+    world.edit(suspend=False, trainer=changed)
+    assert world.holds("Accepted")[0] == "True", world.condition("Accepted")["message"]
+    world.tick(60)
+    assert world.status["attempt"] == 2
+    world.edit(trainer={"numNodes": 2})
+    assert world.holds("Accepted") == ("False", "DigestMismatch")
+
+
 def test_a_job_created_suspended_has_no_children() -> None:
     world = started(reward_spec(suspend=True))
     assert world.phase == "Suspended"

@@ -64,8 +64,8 @@ def _reason(name: str | None) -> Reason:
 
 def _hold_or_start(draft: Draft, resolution: Resolution) -> None:
     draft.held = _held(draft)
-    if draft.held is not None and draft.status.pod_template_digest is not None:
-        draft.set(pod_template_digest=digest_of(draft.job.spec.trainer.pod_template))  # free to change: nothing runs
+    if draft.held is not None:
+        draft.set(pod_template_digest=None)  # free to change, also together with what ends the hold: nothing runs
     if draft.held is not None or draft.ended is not None or draft.refused is not None:
         return
     if resolution.waiting:
