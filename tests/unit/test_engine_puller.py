@@ -33,6 +33,8 @@ class Pod:
             return web.json_response("x" * (1 << 20))
         if request.path == "/text":
             return web.Response(text="not json")
+        if request.path == "/deep":
+            return web.Response(text="[" * 100_000)
         if request.path == "/away":
             raise web.HTTPFound("/status")
         if request.path == "/broken":
@@ -72,6 +74,7 @@ async def test_an_answer_is_json_and_the_token_is_sent_only_where_it_is_wanted(p
     ("path", "problem"),
     [
         ("/text", "not JSON"),
+        ("/deep", "not JSON"),
         ("/broken", "HTTP 500"),
         ("/away", "HTTP 302"),
         ("/big", "more than"),

@@ -146,7 +146,7 @@ def http_fetch(session: aiohttp.ClientSession, token: Callable[[], str | None], 
             raise PullError(f"GET {pull.url}: more than {_MAX_BYTES} bytes")
         try:
             return json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PullError(f"GET {pull.url}: not JSON: {error}") from error
 
     return fetch
