@@ -73,6 +73,7 @@ def test_without_one_of_them_nothing_is() -> None:
         ("binding", "validationActions", ["Audit"]),
         ("binding", "matchResources", {"namespaceSelector": {"matchLabels": {"a": "b"}}}),
         ("binding", "matchResources", {"resourceRules": [{"resources": ["pods"]}]}),
+        ("binding", "paramRef", {"name": "no-such-thing", "parameterNotFoundAction": "Allow"}),
     ],
 )
 def test_every_way_to_blunt_them_is_noticed(where: str, path: str, value: Any) -> None:

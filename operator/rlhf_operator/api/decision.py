@@ -217,6 +217,7 @@ def enforced(policy: Mapping[str, Any] | None, binding: Mapping[str, Any] | None
         and "Deny" in bound.get("validationActions", ())
         and _unselective(bound.get("matchResources", {}))
         and not bound.get("matchResources", {}).get("resourceRules")
+        and not bound.get("paramRef")  # a parameter that is not found may switch the binding off
     )
 
 
