@@ -127,7 +127,7 @@ class App:
             settings=self._config.settings(),
             metrics=self._metrics,
             now=_utcnow,
-            decisions_honoured=lambda: self._gate.open,
+            gate=self._gate,
             wake=self._wake,
         )
 

@@ -80,7 +80,7 @@ class Engine:
             settings=Settings(trainer_image="trainer:test", gateway_image="gateway:test"),
             metrics=self.metrics,
             now=clock.now,
-            decisions_honoured=lambda: self.gate.open,
+            gate=self.gate,
             wake=self.wake,
         )
         self.relister = Relister(

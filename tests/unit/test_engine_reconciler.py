@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from rlhf_operator.api.decision import admission_policy, admission_policy_binding
 from rlhf_operator.api.labels import API_VERSION
+from rlhf_operator.engine.gate import BINDING, POLICY
 from rlhf_operator.engine.reconciler import TERMINAL_SECONDS
+from rlhf_operator.engine.sources import DECISIONS
 from rlhf_operator.kinds.base import CONFIG_MAP, JOB, SERVICE, Key, Observed, Plan
 from rlhf_operator.kube.errors import ApiError, Outcome
 from tests.property.memory_api import MemoryApi
@@ -135,6 +138,28 @@ async def test_a_deadline_is_kept_whatever_the_api_server_refuses(error: ApiErro
     deadline = world.engine.queue.next_deadline()
     assert deadline is not None
     assert deadline <= world.clock.seconds + 5.0
+
+
+async def test_a_decision_that_is_older_than_its_policy_is_not_honoured() -> None:
+    """Whoever made it could call themselves anything."""
+    seen: list[tuple[str, ...]] = []
+
+    def plan_and_look(observed: Observed) -> Plan:
+        seen.append(tuple(decision["metadata"]["name"] for decision in observed.decisions))
+        return plan(observed)
+
+    subject = {"kind": "Widget", "name": "ada"}
+    decision = {"apiVersion": API_VERSION, "kind": "Decision", "spec": {"subject": subject, "by": "the boss"}}
+    world = await begun(replace(WIDGET, plan=plan_and_look))
+    world.api.insert(DECISIONS, {**decision, "metadata": {"name": "forged", "namespace": NAMESPACE}})
+    for resource, obj in ((POLICY, admission_policy()), (BINDING, admission_policy_binding())):
+        world.api.insert(resource, {**obj, "metadata": {**obj["metadata"], "namespace": ""}})
+    world.api.insert(DECISIONS, {**decision, "metadata": {"name": "bound", "namespace": NAMESPACE}})
+    await world.restart()
+
+    await world.work()
+
+    assert seen == [("bound",)]
 
 
 async def test_an_unwell_api_server_changes_no_status_and_is_tried_again() -> None:

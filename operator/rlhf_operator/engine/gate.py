@@ -24,6 +24,12 @@ class DecisionGate:
     def open(self) -> bool:
         return enforced(self._live.get(POLICY.kind), self._live.get(BINDING.kind))
 
+    def binds(self, decision: Object) -> bool:
+        """Whether a Decision was made under the policy: nobody looked at the author of one that is older. Times are
+        whole seconds, so one of the same second is not known to be younger."""
+        made = decision["metadata"].get("creationTimestamp", "")
+        return all(made > live["metadata"].get("creationTimestamp", "") for live in self._live.values())
+
     def put(self, kind: str, obj: Object | None) -> bool:
         """Takes in the live object, None: it is gone. True if the gate opened or closed."""
         if obj is not None and obj["metadata"]["name"] != POLICY_NAME:

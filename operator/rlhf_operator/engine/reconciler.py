@@ -18,6 +18,7 @@ from rlhf_operator.api.labels import GROUP, VERSION
 from rlhf_operator.engine.apply import merge_patch
 from rlhf_operator.engine.executor import Executor
 from rlhf_operator.engine.failures import Broken, Failure, Reason, Terminal, Wait, from_api, overlay
+from rlhf_operator.engine.gate import DecisionGate
 from rlhf_operator.engine.puller import Puller
 from rlhf_operator.engine.store import Store
 from rlhf_operator.kinds.base import Event, Key, KindSpec, Object, Observed, Plan, Resource, Settings
@@ -69,7 +70,7 @@ class Reconciler:
     settings: Settings
     metrics: Metrics
     now: Callable[[], datetime]
-    decisions_honoured: Callable[[], bool]
+    gate: DecisionGate
     wake: Callable[[Iterable[Key]], None]
 
     async def reconcile(self, key: Key) -> Result:
@@ -106,12 +107,12 @@ class _Pass:
 
     def _observe(self) -> Observed:
         engine, key = self._engine, self._key
-        honoured = engine.decisions_honoured()
+        honoured, decisions = engine.gate.open, engine.store.decisions(key)
         return Observed(
             primary=self._primary,
             children=engine.store.children(key),
             related=engine.store.related(key),
-            decisions=engine.store.decisions(key) if honoured else (),
+            decisions=tuple(filter(engine.gate.binds, decisions)) if honoured else (),
             decisions_honoured=honoured,
             pulled=engine.puller.answers(key),
             now=self._now,

@@ -114,7 +114,7 @@ class Observed:
     ]  # by Resource.kind, only those controlled by the primary or carrying its labels
     related: Mapping[Key, Object | None]  # what references() named, and of KindSpec.related what those named in turn;
     # None: it does not exist
-    decisions: tuple[Object, ...]  # Decisions about this object, oldest first; empty unless honoured
+    decisions: tuple[Object, ...]  # about this object, bound by their policy, oldest first; empty unless honoured
     decisions_honoured: bool  # the admission policy that binds spec.by to the requesting user is in place
     pulled: Mapping[str, Pulled]
     now: datetime  # aware, UTC
