@@ -107,6 +107,23 @@ def test_the_checkpoint_ledger_is_bounded() -> None:
     assert len(world.log) == before
 
 
+@pytest.mark.parametrize(("resumed", "known"), [(None, []), (70, [50, 60, 70])])
+def test_checkpoints_that_an_attempt_passed_over_are_known_no_more(resumed: int | None, known: list[int]) -> None:
+    world = training()
+    world.report(step=100, checkpoints=[checkpoint(step) for step in range(50, 110, 10)])
+    world.fail(1)
+    world.reports = {}
+    world.tick(60)
+    world.run_pods()
+    world.report(step=10, resumedFrom=checkpoint(resumed) if resumed else None)
+    assert [entry["step"] for entry in world.status["checkpoints"]] == known
+    assert world.holds("Checkpointed")[0] == ("True" if known else "False")
+    saved = checkpoint(80, attempt=2)
+    world.tick(1)
+    world.report(step=80, checkpoints=[saved], resumedFrom=checkpoint(resumed) if resumed else None)
+    assert world.status["checkpoints"][-1] == saved, "a new checkpoint is written down at once"
+
+
 def test_the_attempt_ledger_is_bounded_and_its_totals_are_kept() -> None:
     world = started(reward_spec(failurePolicy={"maxRestarts": 20}))
     for _ in range(15):

@@ -75,6 +75,8 @@ def take_report(status: TrainingJobStatus, attempt: Attempt, report: Report) -> 
         return status
     body = report.body
     trains = body.phase is not ReportPhase.INITIALIZING
+    if trains:
+        status = _without_passed_over(status, attempt, body.resumed_from)
     status = take_checkpoints(status, body.checkpoints)
     status = status.model_copy(
         update={
@@ -156,6 +158,15 @@ def take_checkpoints(status: TrainingJobStatus, records: tuple[CheckpointRecord,
     known = {checkpoint.path: checkpoint for checkpoint in (*status.checkpoints, *records)}
     newest = sorted(known.values(), key=lambda checkpoint: (checkpoint.step, checkpoint.attempt, checkpoint.path))
     return status.model_copy(update={"checkpoints": newest[-MAX_CHECKPOINTS_KEPT:]})
+
+
+def _without_passed_over(
+    status: TrainingJobStatus, attempt: Attempt, resumed: CheckpointRecord | None
+) -> TrainingJobStatus:
+    """An attempt starts from the furthest checkpoint that verifies: those beyond it are bad, or gone."""
+    start = resumed.step if resumed is not None else 0
+    kept = [known for known in status.checkpoints if known.attempt >= attempt.number or known.step <= start]
+    return status.model_copy(update={"checkpoints": kept})
 
 
 def _worth_it(status: TrainingJobStatus, attempt: Attempt, report: Report) -> bool:
