@@ -10,6 +10,7 @@ from tests.unit.jobs_world import (
     result,
     reward_spec,
     started,
+    success,
     training,
 )
 
@@ -126,6 +127,20 @@ def test_an_attempt_that_ended_while_the_operator_was_away_has_used_nothing_sinc
     assert world.status["attempt"] == 2
     assert world.status["usage"]["gpuSeconds"] == pytest.approx(8 * 600)
     assert world.status["usage"]["lostSeconds"] == pytest.approx(600)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_training_that_is_done_is_not_stopped_before_its_job_says_so(hangs: bool) -> None:
+    world = training(reward_spec(activeDeadlineSeconds=600))
+    world.exit(0, 0, success(), "Completed", after=599)
+    if not hangs:
+        world.exit(1, 0, "", "Completed")
+    world.tick(2)
+    assert world.holds("Failed")[0] == ("True" if hangs else "False")
+    if not hangs:
+        world.finish_job("Complete")
+        world.tick()
+        assert world.phase == "Succeeded"
 
 
 def test_a_gpu_budget_is_cumulative_and_suspends() -> None:

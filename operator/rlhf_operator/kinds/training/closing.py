@@ -48,8 +48,9 @@ def close_attempt(draft: Draft) -> None:
 
 
 def outcome_is_known(draft: Draft, attempt: Attempt) -> bool:
-    """Too late to stop it: it failed, or its Job is over."""
-    return attempt.failed_at is not None or _job_end(draft, attempt) is not None
+    """Too late to stop it: it failed, its Job is over, or will be as soon as its controller has looked."""
+    done = _final_result(draft, attempt) is not None and not running(draft, draft.job.pods(attempt.number, TRAINER))
+    return done or attempt.failed_at is not None or _job_end(draft, attempt) is not None
 
 
 def running(draft: Draft, pods: tuple[Object, ...]) -> tuple[Object, ...]:
