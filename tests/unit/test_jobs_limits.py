@@ -264,3 +264,20 @@ def test_a_queue_gets_a_suspended_job_and_its_eviction_is_no_failure() -> None:
     assert world.last["usage"]["trainingSeconds"] == 120.0
     world.complete()
     assert world.phase == "Succeeded"
+
+
+def test_an_eviction_while_the_operator_was_away_is_billed_until_it_came() -> None:
+    queue = {"kueue.x-k8s.io/queue-name": "team"}
+    world = started(reward_spec(trainer=GPU, activeDeadlineSeconds=3600), labels=queue)
+    world.job["spec"]["suspend"] = False
+    world._start_pods(world.job)
+    world.tick()
+    world.run_pods()
+    world.report()
+    world.now = START.replace(minute=10)
+    world.job["spec"]["suspend"] = True
+    world.finish_job("Suspended")
+    world.children["Pod"].clear()
+    world.tick(7200)
+    assert world.phase == "Queued"
+    assert world.last["usage"]["gpuSeconds"] == pytest.approx(8 * 600)

@@ -8,7 +8,7 @@ from rlhf_operator.kinds.training.attempts import folded
 from rlhf_operator.kinds.training.children import TRAINER
 from rlhf_operator.kinds.training.draft import Draft
 from rlhf_operator.kinds.training.failures import Failure, earliest, of_pod
-from rlhf_operator.kinds.training.objects import dig, later, moment, uid_of
+from rlhf_operator.kinds.training.objects import condition, dig, is_true, later, moment, uid_of
 from rlhf_operator.kinds.training.pods import ended, index_of, is_over, is_ready, scheduled_at, waiting
 from rlhf_operator.kinds.training.progress import pull_of, report_of, take_report, take_result
 from rlhf_operator.kinds.training.reasons import Reason
@@ -29,7 +29,7 @@ def watch_attempt(draft: Draft) -> None:
         draft.edit(attempt, job_uid=uid_of(job))
     _identify(draft, pods)
     if job is not None and is_suspended(job):
-        _evict(draft)
+        _evict(draft, job)
         return
     _take_times(draft, job, pods)
     _take_results(draft, pods)
@@ -57,11 +57,13 @@ def _identify(draft: Draft, pods: tuple[Object, ...]) -> None:
     draft.edit(attempt, pod_uids=uids[:_MAX_PODS])
 
 
-def _evict(draft: Draft) -> None:
+def _evict(draft: Draft, job: Object) -> None:
     """Kueue took the quota back: the same Job runs anew later, so this attempt waits again. Its use is kept."""
     attempt = _open(draft)
     if attempt.admitted_at is not None:
-        draft.add(folded(attempt, draft.now, draft.size.gpus, draft.cost_per_hour))
+        since = moment(condition(job, "Suspended"), "lastTransitionTime") if is_true(job, "Suspended") else None
+        at = min(max(since, attempt.admitted_at), draft.now) if since is not None else draft.now
+        draft.add(folded(attempt, at, draft.size.gpus, draft.cost_per_hour))
 
 
 def _take_times(draft: Draft, job: Object | None, pods: tuple[Object, ...]) -> None:
