@@ -63,6 +63,16 @@ def test_changed_stages_or_guardrails_start_the_trial_again() -> None:
     assert world.entry(B)["state"] == "Candidate"
 
 
+def test_they_do_so_too_while_the_policy_of_the_spec_is_waited_for() -> None:
+    world = trying(stages=STAGES[1:])
+    while world.status["stage"] != 1:
+        world.run(1)
+    world.spec(policy={"jobRef": {"name": "next"}}, stages=STAGES[2:])  # one stage: index 1 is beyond its end
+    world.settle()
+    assert (world.status["trial"], world.status["stage"], world.status["stageSamples"]) == (2, 0, 0)
+    assert (world.entry(A)["state"], world.entry(B)["state"]) == ("Stable", "Candidate")
+
+
 def test_an_upstream_job_hands_its_policy_over_when_it_is_complete() -> None:
     world = World(policy={"jobRef": {"name": "tuned"}})
     world.settle()

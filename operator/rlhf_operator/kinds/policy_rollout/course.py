@@ -65,11 +65,11 @@ def steered(view: View, course: Course, policy: ClaimSource | str) -> Course:
     """The course after the spec, the ledger's clocks and the people have been heard."""
     course = replace(course, revisions=ledger.expired(course.revisions, view.now))
     if isinstance(policy, str):
-        return course
+        return _tried(view, course)
     course = replace(course, revisions=_cleared(view, ledger.forgiven(course.revisions, policy.digest)))
     stable, candidate = course.stable, course.candidate
     if candidate is not None and policy.digest == candidate.digest:
-        return course if course.trial_plan == trial_plan(view) else _restarted(view, course, candidate)
+        return _tried(view, course)
     if candidate is not None:
         message = f"replaced: the spec now names {policy.digest}"
         course = _without_candidate(
@@ -115,6 +115,14 @@ def _entered(view: View, course: Course, policy: ClaimSource, state: RevisionSta
     image = view.observed.settings.trainer_image
     revisions = ledger.started(course.revisions, view.name, policy, state, image, trial, view.now)
     return Course(revisions, trial, trial_plan(view), None, None)
+
+
+def _tried(view: View, course: Course) -> Course:
+    """The candidate goes on, under the plan that was announced or else from the start."""
+    candidate = course.candidate
+    if candidate is None or course.trial_plan == trial_plan(view):
+        return course
+    return _restarted(view, course, candidate)
 
 
 def _restarted(view: View, course: Course, candidate: Revision) -> Course:
