@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_operator.kinds.base import Key
 from tests.unit.rollout_world import (
+    A_NAME,
     B_NAME,
     SAFETY_ONLY,
     STAGES,
@@ -71,6 +72,36 @@ def test_they_do_so_too_while_the_policy_of_the_spec_is_waited_for() -> None:
     world.settle()
     assert (world.status["trial"], world.status["stage"], world.status["stageSamples"]) == (2, 0, 0)
     assert (world.entry(A)["state"], world.entry(B)["state"]) == ("Stable", "Candidate")
+
+
+def served_from(world: World, name: str) -> str:
+    volumes = world.children["Deployment", name]["spec"]["template"]["spec"]["volumes"]
+    return str(next(v["persistentVolumeClaim"]["claimName"] for v in volumes if v["name"] == "model"))
+
+
+def test_the_place_of_a_first_revision_that_cannot_start_is_corrected() -> None:
+    world = World(policy={"uri": "pvc://mistyped/a", "digest": A})
+    world.crashing = {A_NAME}
+    world.settle()
+    assert world.status["phase"] == "Failed"
+    world.spec(policy=source(A))
+    world.crashing = set()
+    world.settle()
+    assert (served_from(world, A_NAME), world.entry(A)["uri"]) == ("models", source(A)["uri"])
+    assert (world.status["phase"], len(world.status["revisions"])) == ("Healthy", 1)
+
+
+def test_a_policy_that_moves_is_followed_without_a_trial() -> None:
+    world = trying()
+    world.run(1)
+    moved = {"uri": "pvc://archive/b", "digest": B}
+    world.spec(policy=moved)
+    world.settle()
+    assert (served_from(world, B_NAME), world.status["trial"]) == ("archive", 1)
+    world.until("Healthy")
+    world.spec(policy={**moved, "uri": "pvc://models/b"})
+    world.settle()
+    assert (served_from(world, B_NAME), world.status["trial"], world.status["phase"]) == ("models", 1, "Healthy")
 
 
 def test_an_upstream_job_hands_its_policy_over_when_it_is_complete() -> None:

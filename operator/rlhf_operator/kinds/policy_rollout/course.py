@@ -66,7 +66,8 @@ def steered(view: View, course: Course, policy: ClaimSource | str) -> Course:
     course = replace(course, revisions=ledger.expired(course.revisions, view.now))
     if isinstance(policy, str):
         return _tried(view, course)
-    course = replace(course, revisions=_cleared(view, ledger.forgiven(course.revisions, policy.digest)))
+    revisions = _cleared(view, ledger.forgiven(course.revisions, policy.digest))
+    course = replace(course, revisions=ledger.located(revisions, policy))
     stable, candidate = course.stable, course.candidate
     if candidate is not None and policy.digest == candidate.digest:
         return _tried(view, course)

@@ -103,6 +103,18 @@ def forgiven(revisions: Revisions, desired: str) -> Revisions:
     )
 
 
+def located(revisions: Revisions, source: ClaimSource) -> Revisions:
+    """With the place at which the spec names the policy now: it may have been wrong, or the policy has moved."""
+    return tuple(
+        changed(entry, uri=source.uri)
+        if entry.digest == source.digest
+        and entry.state in (RevisionState.STABLE, RevisionState.CANDIDATE)
+        and entry.uri != source.uri
+        else entry
+        for entry in revisions
+    )
+
+
 def replaced(revisions: Revisions, old: Revision, new: Revision) -> Revisions:
     return tuple(new if entry is old else entry for entry in revisions)
 
