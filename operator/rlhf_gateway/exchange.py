@@ -3,7 +3,7 @@
 A canary that fails, or whose answer trips the safety filter, is answered for by stable, as long as nothing has been
 sent. A request that the canary refuses (4xx) is put to stable too: what stable answers was not the user's mistake. What
 the canary did is counted against the canary; stable's stand-in is no sample of stable, because its prompts were chosen
-by the canary's failures.
+by the canary's failures. A shadowed canary that refuses what stable answers has failed in the same sense.
 
 Where stand-ins on safety hits are asked for, both arms are read whole before anything is sent: sent tokens cannot be
 recalled, and buffering one arm only would bias latency.

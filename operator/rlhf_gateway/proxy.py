@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from rlhf_gateway.assignment import conversation_of
@@ -59,9 +61,17 @@ class Proxy:
         if seat.arm == "canary" and self._parts.state.health.ejected(seat.backend.revision):
             self._parts.state.ledger.divert(seat.row)
             return await exchange.stand_in("ejected")
-        if (mirrored := seat.mirrored) is not None:
-            self._shadow.offer(mirrored, question)
-        return await exchange.answer()
+        if (mirrored := seat.mirrored) is None:
+            return await exchange.answer()
+        status = asyncio.get_running_loop().create_future()
+        self._shadow.offer(mirrored, question, status)
+        try:
+            response = await exchange.answer()
+            status.set_result(response.status)
+        finally:
+            if not status.done():  # the user left
+                status.set_result(None)
+        return response
 
 
 def _refuse(status: int, message: str, code: str) -> web.Response:

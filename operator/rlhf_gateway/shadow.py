@@ -31,14 +31,15 @@ class Shadow:
         self._clock = clock
         self._running: set[asyncio.Task[None]] = set()
 
-    def offer(self, seat: Seat, question: Question) -> None:
-        """Mirror one question, unless too many are in flight or the canary is known to be dead."""
+    def offer(self, seat: Seat, question: Question, stable: asyncio.Future[int | None]) -> None:
+        """Mirror one question, unless too many are in flight or the canary is known to be dead. ``stable``: the status
+        of what the user got, None when the user left before."""
         if self._state.health.ejected(seat.backend.revision):
             self._state.ledger.divert(seat.row)
         elif len(self._running) >= self._limit:
             self._clerk.event("shadow_dropped", seat)
         else:
-            task = asyncio.create_task(self._mirror(seat, question))
+            task = asyncio.create_task(self._mirror(seat, question, stable))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -46,7 +47,7 @@ class Shadow:
         """Wait for the mirrored questions in flight."""
         await asyncio.gather(*self._running)
 
-    async def _mirror(self, seat: Seat, question: Question) -> None:
+    async def _mirror(self, seat: Seat, question: Question, stable: asyncio.Future[int | None]) -> None:
         started = self._clock()
         try:
             async with (
@@ -64,8 +65,13 @@ class Shadow:
         elapsed = (self._clock() - started) * 1000
         violating = await self._clerk.judge(answer)
         outcome = Outcome(
-            failed=answer.status >= 500,
+            failed=answer.status >= 500 or (answer.status >= 400 and _accepted(await stable)),
             violating=violating,
             latency_ms=elapsed if answer.status < 300 else None,
         )
         self._clerk.write(seat, outcome, Fate())
+
+
+def _accepted(status: int | None) -> bool:
+    """Whether a question that the canary refuses was no mistake of the user, as stable answered it."""
+    return status is not None and status < 400

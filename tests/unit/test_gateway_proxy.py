@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_gateway.openai import answers
 from rlhf_gateway.upstream import Limits, Question, Upstream, UpstreamError
-from rlhf_gateway.wire import Backend
+from rlhf_gateway.wire import ArmCounts, Backend
 from tests.unit.gateway_world import FakePolicy, counts_of, eventually, secret_filter, serving, talks_on, world
 
 HALF = {"canary_weight_percent": 50.0}
@@ -276,6 +276,23 @@ async def test_shadow_pairs_ask_the_canary_too_and_drop_its_answer(tmp_path: Pat
         assert w.canary.calls[0]["body"] == w.stable.calls[0]["body"]
         row = counts_of(await w.pull(), "canary", shadow=True, stage=0)
         assert (row.conversations, row.violating_conversations, row.harmful_served) == (1, 1, 0)
+
+
+async def test_a_refusal_that_stable_does_not_share_is_a_failure_in_the_shadow_too() -> None:
+    async with world() as w:
+        await w.configure(stage=0, shadow=True)
+
+        def shadowed() -> ArmCounts:
+            return counts_of(w.gateway.ledger.snapshot(0), "canary", shadow=True, stage=0)
+
+        w.canary.status = 400
+        assert (await w.ask("c0")).status == 200
+        await eventually(lambda: shadowed().requests == 1)
+        assert (shadowed().failures, shadowed().failed_conversations) == (1, 1)
+        w.stable.status = 400
+        assert (await w.ask("c1")).status == 400
+        await eventually(lambda: shadowed().requests == 2)
+        assert shadowed().failures == 1  # the second was the user's own mistake
 
 
 async def test_a_hanging_canary_costs_pairs_not_answers() -> None:
