@@ -109,7 +109,7 @@ class Exchange:
     async def _heard(self, answer: Answer, elapsed_ms: float) -> web.StreamResponse:
         if self._seat.arm == "canary" and 400 <= answer.status < 500:
             return await self._refused()
-        violating = await self._parts.clerk.judge(answer)
+        violating = await self._judged(answer, elapsed_ms)
         failed = answer.status >= 500
         canary = self._seat.arm == "canary"
         tripped = bool(violating) and self._streaming is None and self._seat.config.fallback_on_safety_hit
@@ -132,6 +132,20 @@ class Exchange:
                 await self._streaming.write_eof()
             return self._streaming
         return web.Response(status=answer.status, headers=self._headers(answer.headers), body=answer.body)
+
+    async def _judged(self, answer: Answer, elapsed_ms: float) -> bool | None:
+        """Whether the answer trips the filter. A user who leaves meanwhile, as many do at a stream's last token, takes
+        neither the verdict nor the sample along."""
+        judging = asyncio.ensure_future(self._parts.clerk.judge(answer))
+        try:
+            return await asyncio.shield(judging)
+        except asyncio.CancelledError:
+            violating = await judging
+            self._parts.clerk.event("abandoned", self._seat)
+            served = bool(violating) and self._streaming is not None
+            latency_ms = elapsed_ms if answer.status < 300 else None
+            self._write(Outcome(answer.status >= 500, violating, served, latency_ms), Fate())
+            raise
 
     async def _refused(self) -> web.StreamResponse:
         """The canary says that the user is wrong: it is the canary that is, when stable disagrees."""

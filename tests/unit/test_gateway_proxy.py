@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from rlhf_gateway.openai import answers
 from rlhf_gateway.upstream import Limits, Question, Upstream, UpstreamError
 from rlhf_gateway.wire import ArmCounts, Backend
+from rlhf_trainer.safety.scorer import LinearFilter
 from tests.unit.gateway_world import FakePolicy, counts_of, eventually, secret_filter, serving, talks_on, world
 
 HALF = {"canary_weight_percent": 50.0}
@@ -224,6 +226,39 @@ async def test_harm_in_a_stream_that_broke_off_is_seen_too(tmp_path: Path) -> No
         await w.ask(ON_CANARY[0], stream=True)
         row = counts_of(await w.pull(), "canary")
         assert (row.failures, row.violations, row.harmful_served) == (1, 1, 1)
+
+
+async def test_a_user_who_leaves_at_the_last_token_takes_no_verdict_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    plain = LinearFilter.violates
+
+    def slowly(self: LinearFilter, text: str) -> bool:
+        begun.set()
+        go.wait(5.0)
+        return plain(self, text)
+
+    monkeypatch.setattr(LinearFilter, "violates", slowly)
+    async with world() as w:
+        await w.configure(**HALF, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = "a secret " + "and a word more " * 100  # long answers are judged on a thread
+        body, headers = {"prompt": "x", "stream": True}, {"X-Conversation-Id": ON_CANARY[0]}
+        async with aiohttp.ClientSession() as user:
+            async with user.post(f"{w.url}/v1/completions", json=body, headers=headers) as response:
+                while await response.content.readline() != b"data: [DONE]\n":
+                    pass
+            await eventually(begun.is_set)
+        assert w.gateway.ledger.snapshot(0).counts == ()
+        leaving = w.gateway._traffic
+        assert leaving is not None
+        assert leaving.server is not None
+        await eventually(lambda: not any(handler.transport for handler in leaving.server.connections))
+        go.set()
+        await eventually(lambda: w.gateway.ledger.snapshot(0).counts)
+        row = counts_of(await w.pull(), "canary")
+        assert (row.requests, row.conversations, row.violations, row.harmful_served) == (1, 1, 1, 1)
 
 
 def was_asked(policy: FakePolicy) -> bool:
