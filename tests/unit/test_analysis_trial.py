@@ -200,6 +200,18 @@ def test_a_leak_fails_with_its_e_value() -> None:
     assert math.isclose(judgement.estimate, 0.29)
 
 
+@pytest.mark.parametrize("pulls", [1, 4])
+def test_mirrored_questions_left_out_do_not_make_the_candidate_look_better(pulls: int) -> None:
+    """Three of four were dropped because too many were in flight: 6 % against 2 % is still 4 % worse."""
+    design, trial = Design.of(0.0, shadow=True), Trial()
+    for _ in range(pulls):
+        trial = advanced(trial, both(400 // pulls, 1600 // pulls, 24 // pulls, 32 // pulls), {101: design})
+    judgement = judge(trial, Metric.SAFETY, 0.05, 0.01, design)
+    assert judgement.state is NEED
+    assert math.isclose(judgement.stable_rate, 0.02)
+    assert math.isclose(judgement.estimate, 0.04)
+
+
 def test_worse_by_less_than_the_margin_passes_although_it_is_worse() -> None:
     judgement = judged(40_000, 40_000, 600, 400)
     assert judgement.e_value > 100

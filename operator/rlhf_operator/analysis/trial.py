@@ -56,15 +56,19 @@ class Comparison:
     expected_bad: float = 0.0  # bad candidate conversations, were the candidate as good as stable
 
     def updated(
-        self, candidate: Exposure, stable: Exposure, share: float, low_share: float, high_share: float
+        self, candidate: Exposure, stable: Exposure, exposed_odds: float, low_share: float, high_share: float
     ) -> Comparison:
-        """`low_share` and `high_share` bracket the configured share: each test takes the end that errs safely."""
+        """`low_share` and `high_share` bracket the configured share: each test takes the end that errs safely.
+
+        `exposed_odds`: candidate units per one of stable so far, which estimates go by. Mirrored questions may be left
+        out, and an arm that fails is not judged: then it is not what was configured.
+        """
         low_odds, high_odds = low_share / (1.0 - low_share), high_share / (1.0 - high_share)
         return Comparison(
             log_e=harm.updated(self.log_e, candidate.bad, stable.bad, high_share),
             upper=self.upper.updated(candidate.units, candidate.bad, stable.bad, low_odds),
             lower=self.lower.updated(stable.units, stable.bad, candidate.bad, 1.0 / high_odds),
-            expected_bad=self.expected_bad + stable.bad * share / (1.0 - share),
+            expected_bad=self.expected_bad + stable.bad * exposed_odds,
         )
 
 
@@ -115,7 +119,8 @@ def _advanced_stage(
         total = (before[0] + pair[0].units, before[1] + pair[1].units)
         exposures[key] = total
         low, high = _bracket(design.share, total)
-        comparisons[metric] = comparisons.get(metric, Comparison()).updated(*pair, design.share, low, high)
+        odds = total[0] / max(1, total[1])  # without a unit of stable there is no bad one to weigh
+        comparisons[metric] = comparisons.get(metric, Comparison()).updated(*pair, odds, low, high)
     counted = trial.stages.get(stage, (0, 0))
     return replace(
         trial,
