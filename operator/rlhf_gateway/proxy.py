@@ -42,6 +42,8 @@ class Proxy:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _refuse(413, f"The request exceeds {MAX_QUESTION_BYTES} bytes: send less.", "request_too_large")
+        except web.RequestPayloadError as error:
+            return _refuse(400, f"The request's body cannot be read ({error}): send it whole.", "unreadable_request")
         config = self._parts.state.config
         if config is None:
             return _refuse(503, "The gateway has no configuration yet. Retry later.", "not_configured")

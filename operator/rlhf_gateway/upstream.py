@@ -34,6 +34,7 @@ _NOT_FORWARDED = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length", "accept-encoding"}
 )  # fmt: skip
+_DECODED = frozenset({"gzip", "deflate", "br", "zstd"})  # question bodies: by aiohttp's server, before they are read
 _NOT_RETURNED = _NOT_FORWARDED | {"content-encoding", "server", "date"}
 
 
@@ -171,8 +172,10 @@ def _translated() -> Iterator[None]:
 
 
 def forwarded_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """A user's headers as an arm shall see them: uncompressed answers, because the safety filter must read them."""
+    """A user's headers as an arm shall see them: the question is no longer compressed, and the answer shall not be."""
     kept = CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED)
+    if kept.get("Content-Encoding", "").lower() in _DECODED:
+        del kept["Content-Encoding"]
     kept["Accept-Encoding"] = "identity"
     return kept
 

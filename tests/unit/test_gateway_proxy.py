@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +54,29 @@ async def test_body_query_and_headers_reach_the_policy_but_compression_does_not(
         assert call["body"] == {"messages": [], "n": 1}
         assert call["headers"]["Authorization"] == "Bearer user-key"
         assert call["headers"]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_question_reaches_the_policy_plain_and_says_so(encoding: str) -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        compress = gzip.compress if encoding == "gzip" else zlib.compress
+        packed = compress(json.dumps({"prompt": "hello", "user": "ada"}).encode())
+        headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+        async with w.client.post(f"{w.url}/v1/completions", data=packed, headers=headers) as response:
+            assert response.status == 200, await response.text()
+        assert w.stable.calls[0]["body"]["prompt"] == "hello"
+        assert (await w.pull()).units == {"user": 1}
+
+
+async def test_a_question_that_cannot_be_unpacked_is_the_users_mistake() -> None:
+    async with world() as w:
+        await w.configure(canary=None)
+        headers = {"Content-Encoding": "gzip"}
+        async with w.client.post(f"{w.url}/v1/completions", data=b"plain", headers=headers) as response:
+            assert response.status == 400
+            assert "cannot be read" in (await response.json())["error"]["message"]
+        assert (w.stable.calls, (await w.pull()).counts) == ([], ())
 
 
 async def test_model_lists_come_from_stable_and_are_no_evidence() -> None:
