@@ -58,7 +58,7 @@ class Gateway:
         settings = self.settings
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
         session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+            aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         )
         # The API has a session of its own: its watch must never wait behind users' traffic.
         api_session = await self._stack.enter_async_context(aiohttp.ClientSession())

@@ -181,5 +181,6 @@ def forwarded_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
 
 
 def returned_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """An arm's headers as the user shall see them."""
+    """An arm's headers as the user shall see them. An answer that came compressed all the same has been decoded, for
+    the safety filter must read it."""
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_RETURNED)

@@ -132,6 +132,7 @@ class FakePolicy:
     status: int = 200
     delay: float = 0.0
     break_after: int | None = None  # chunks of a stream, then the connection is cut; -1: cut before any header
+    compress: bool = False  # answers, although nobody asked for it
     hold: asyncio.Event | None = None  # answers wait for it (after the first chunk, in a stream)
     calls: list[dict[str, Any]] = field(default_factory=list)
     healthy: bool = True
@@ -173,10 +174,15 @@ class FakePolicy:
             return await self._stream(request)
         if self.hold is not None:
             await self.hold.wait()
-        return web.json_response({"choices": [{"index": 0, "text": self.text}], "model": "desk"})
+        answer = web.json_response({"choices": [{"index": 0, "text": self.text}], "model": "desk"})
+        if self.compress:
+            answer.enable_compression(web.ContentCoding.gzip)
+        return answer
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if self.compress:
+            response.enable_compression(web.ContentCoding.gzip)
         await response.prepare(request)
         for number, word in enumerate(self.text.split(" ")):
             if self.break_after == number:

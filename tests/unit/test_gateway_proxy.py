@@ -79,6 +79,19 @@ async def test_a_question_that_cannot_be_unpacked_is_the_users_mistake() -> None
         assert (w.stable.calls, (await w.pull()).counts) == ([], ())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_policy_that_compresses_unasked_is_read_and_judged_as_any_other(tmp_path: Path, stream: bool) -> None:
+    async with world() as w:
+        await w.configure(**HALF, fallback_on_safety_hit=True, safety_filter=secret_filter(tmp_path))
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.compress = w.stable.compress = True
+        w.canary.text = "your secret pin"
+        response = await w.ask(ON_CANARY[0], stream=stream)
+        assert response.headers.get("X-RLHF-Fallback") == "safety"
+        assert "thank" in "".join(answers(response.headers["Content-Type"], await response.read()))
+        assert counts_of(await w.pull(), "canary").violations == 1
+
+
 async def test_model_lists_come_from_stable_and_are_no_evidence() -> None:
     async with world() as w:
         await w.configure(canary_weight_percent=100.0)
