@@ -57,7 +57,7 @@ def _user(body: bytes) -> str:
         return ""
     try:
         parsed = json.loads(body)
-    except ValueError:  # the backend is the one to refuse it
+    except (ValueError, RecursionError):  # the backend is the one to refuse it
         return ""
     user = parsed.get("user") if isinstance(parsed, dict) else None
     return user.strip() if isinstance(user, str) else ""

@@ -44,7 +44,7 @@ def _events(body: bytes) -> Iterator[dict[str, Any]]:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         document = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

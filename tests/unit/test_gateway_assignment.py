@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gateway.assignment import arm_of, conversation_of, position
+from rlhf_gateway.openai import answers
 from rlhf_gateway.wire import ConversationKey
 
 KEYS = st.text(max_size=40)
@@ -90,6 +91,14 @@ def test_header_and_user_of_the_same_name_are_two_conversations() -> None:
     assert named.key != conversation_of({}, b'{"user": "ada"}', key).key
 
 
-@pytest.mark.parametrize("body", [b'{"user": 7}', b'{"user": ', b'["user"]', b'{"user": "  "}', b'\xff"user"'])
+DEEP = b'{"user": ' + b"[" * 100_000  # within the 8 MiB of a request; Python's parser gives up on it in its own way
+
+
+@pytest.mark.parametrize("body", [b'{"user": 7}', b'{"user": ', b'["user"]', b'{"user": "  "}', b'\xff"user"', DEEP])
 def test_a_body_that_names_nobody_is_a_lone_request(body: bytes) -> None:
     assert conversation_of({}, body, ConversationKey()).unit == "request"
+
+
+@pytest.mark.parametrize("answer", [("application/json", DEEP), ("text/event-stream", b"data: " + DEEP)])
+def test_an_answer_too_deep_to_parse_says_nothing(answer: tuple[str, bytes]) -> None:
+    assert answers(*answer) == ()
