@@ -5,9 +5,10 @@ exactly while its position lies below the canary's weight. What follows from tha
 
 * The share of the canary is its weight, to a fraction of a percent, whatever the number of replicas or pods.
 * It is symmetric: neither arm is stickier than the other, so the split does not drift as conversations return.
-* Growing the weight only adds conversations to the canary; no conversation that was on it leaves, until a rollback
-  sets the weight to 0 and all of them leave at once.
-* A new candidate brings a new salt, and so an independent draw: no one is the guinea pig of every release.
+* Under one salt, growing the weight only adds conversations to the canary; no conversation that was on it leaves,
+  until a rollback sets the weight to 0 and all of them leave at once.
+* A new stage or candidate brings a new salt, and so an independent draw: what people who come back do in one stage is
+  fresh evidence in the next, and no one is the guinea pig of every release.
 """
 
 from __future__ import annotations

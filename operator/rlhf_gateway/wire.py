@@ -69,7 +69,7 @@ class GatewayConfig(Wire):
 
     generation: int
     rollout: str
-    salt: str  # the rollout's uid plus the candidate's digest: a new candidate redraws the assignment
+    salt: str  # the rollout's uid and the stage: each stage of each candidate draws the assignment anew
     stage: int
     stable: Backend | None = None
     canary: Backend | None = None

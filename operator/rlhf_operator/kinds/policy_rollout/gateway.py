@@ -49,11 +49,14 @@ def wished(
     spec = view.spec
     running: Stage | None = spec.stages[stage] if stage is not None and candidate is not None else None
     canary: Backend | None = backend(view, candidate) if candidate is not None and running is not None else None
+    number = stage_number(trial, stage if stage is not None else HOLD)
     return GatewayConfig(
         generation=0,
         rollout=view.name,
-        salt=f"{view.uid}/{trial}",
-        stage=stage_number(trial, stage if stage is not None else HOLD),
+        # Every stage draws anew. The tests multiply over stages: people who come back, on the arm they were on, would
+        # bring the luck of one draw as evidence into each.
+        salt=f"{view.uid}/{number}",
+        stage=number,
         stable=backend(view, stable) if stable is not None else None,
         canary=canary,
         canary_weight_percent=running.weight_percent if running is not None else 0.0,
