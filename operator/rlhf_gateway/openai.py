@@ -20,7 +20,7 @@ def error_event(message: str, kind: str, code: str) -> bytes:
 
 
 def answers(content_type: str, body: bytes) -> tuple[str, ...]:
-    """The texts a policy produced, one per choice, from a whole JSON body or a whole event stream.
+    """The texts a policy produced, one per choice and channel, from a whole JSON body or a whole event stream.
 
     Empty when the body is not a completion (a model list, an error): there is nothing to judge then.
     """
@@ -28,10 +28,10 @@ def answers(content_type: str, body: bytes) -> tuple[str, ...]:
         documents = list(_events(body))
     else:
         documents = [document for document in (_parse(body),) if document is not None]
-    texts: dict[int, list[str]] = {}
+    texts: dict[tuple[int, str], list[str]] = {}
     for document in documents:
-        for index, piece in _pieces(document):
-            texts.setdefault(index, []).append(piece)
+        for channel, piece in _pieces(document):
+            texts.setdefault(channel, []).append(piece)
     return tuple("".join(pieces) for _, pieces in sorted(texts.items()))
 
 
@@ -49,14 +49,24 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _pieces(document: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def _pieces(document: dict[str, Any]) -> Iterator[tuple[tuple[int, str], str]]:
     choices = document.get("choices")
     for place, choice in enumerate(choices if isinstance(choices, list) else ()):
         if not isinstance(choice, dict):
             continue
         index = choice.get("index", place)
         holder = choice.get("message") or choice.get("delta") or choice
-        for name in ("content", "text", "reasoning_content"):
-            piece = holder.get(name) if isinstance(holder, dict) else None
+        for name, piece in _channels(holder) if isinstance(holder, dict) else ():
             if isinstance(piece, str):
-                yield (index if isinstance(index, int) else place), piece
+                yield (index if isinstance(index, int) else place, name), piece
+
+
+def _channels(holder: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """What a user, or a user's tool, gets to see. Servers differ in how they call a policy's reasoning."""
+    for name in ("content", "text", "reasoning_content", "reasoning", "refusal"):
+        yield name, holder.get(name)
+    calls = holder.get("tool_calls")
+    for place, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            yield f"tool_calls/{call.get('index', place)}", function.get("arguments")

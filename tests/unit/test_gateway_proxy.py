@@ -9,6 +9,7 @@ import threading
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -297,6 +298,24 @@ async def test_a_user_who_leaves_at_the_last_token_takes_no_verdict_along(
         await eventually(lambda: w.gateway.ledger.snapshot(0).counts)
         row = counts_of(await w.pull(), "canary")
         assert (row.requests, row.conversations, row.violations, row.harmful_served) == (1, 1, 1, 1)
+
+
+CALL = {"index": 0, "type": "function", "function": {"name": "note", "arguments": '{"text": "a s'}}
+MORE = {"index": 0, "function": {"arguments": 'ecret"}'}}
+CHANNELS = [
+    ([{"content": "a s"}, {"content": "ecret"}], ("a secret",)),
+    ([{"reasoning_content": "a s", "reasoning": "a s"}, {"reasoning_content": "ecret"}], ("a s", "a secret")),
+    ([{"reasoning": "a s"}, {"reasoning": "ecret"}, {"content": "fine"}], ("fine", "a secret")),
+    ([{"refusal": "a secret"}], ("a secret",)),
+    ([{"tool_calls": [CALL]}, {"tool_calls": [MORE]}], ('{"text": "a secret"}',)),
+]
+
+
+@pytest.mark.parametrize(("deltas", "expected"), CHANNELS)
+def test_every_channel_of_an_answer_is_read_for_itself(deltas: list[dict[str, Any]], expected: tuple[str, ...]) -> None:
+    """vLLM's server calls its reasoning `reasoning`, others `reasoning_content`, and some send both."""
+    chunks = [json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() for delta in deltas]
+    assert answers("text/event-stream", b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks)) == expected
 
 
 def was_asked(policy: FakePolicy) -> bool:
