@@ -60,6 +60,7 @@ class Gateway:
         self.rows: dict[tuple[int, str, str, bool], dict[str, Any]] = {}
         self.in_flight: dict[str, int] = {}
         self.reachable = True
+        self.errors: tuple[str, ...] = ()  # it then has no filter
 
     def restart(self) -> None:
         number = int(self.epoch.rsplit("e", 1)[1]) + 1
@@ -112,6 +113,7 @@ class Gateway:
             generation=self.generation,
             canary_weight_percent=self.config.canary_weight_percent if self.config else 0.0,
             in_flight=self.in_flight,
+            errors=self.errors,
         )
         return json.loads(body.to_json())
 
@@ -306,7 +308,7 @@ class World:
                     bad=self.rng.random() < (canary_bad if arm == "canary" else stable_bad),
                     failed=self.rng.random() < kind.get(f"{arm}_failed", 0.0),
                     bucket=3 if slow else 1,
-                    judged=config.safety_filter is not None,
+                    judged=config.safety_filter is not None and not gateway.errors,
                 )
 
     # Everything together

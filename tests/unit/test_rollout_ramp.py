@@ -229,6 +229,21 @@ def test_without_a_judging_filter_safety_is_unknown_and_blocks_the_promotion() -
     assert "no answer was judged" in world.condition("Progressing")["message"]
 
 
+def test_no_user_is_sent_to_a_candidate_whose_safety_is_not_judged_and_it_says_why() -> None:
+    world = trying()
+    for gateway in world.gateways.values():
+        gateway.errors = ("safety filter /in/feedback/filter.json cannot be read: is its claim mounted?",)
+    world.run(60)
+    assert (world.status["stage"], max(world.weights_seen)) == (0, 0.0)
+    progressing, degraded = world.condition("Progressing"), world.condition("Degraded")
+    assert (progressing["reason"], degraded["status"]) == ("MetricsBlind", "True")
+    assert "is its claim mounted?" in progressing["message"]
+    for gateway in world.gateways.values():
+        gateway.errors = ()
+    world.until("Healthy")
+    assert world.entry(B)["state"] == "Stable"
+
+
 def _unjudged(count):  # type: ignore[no-untyped-def]
     return lambda *args, **kwargs: count(*args, **{**kwargs, "judged": False})
 

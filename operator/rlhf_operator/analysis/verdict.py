@@ -101,7 +101,7 @@ def _without_data(trial: Trial, metric: Metric, margin: float, alpha: float, odd
         margin=margin,
         bound=1.0 / alpha,
         test="conditional binomial e-process",
-        message="no answer was judged by the safety filter: look at the gateway's state for why"
+        message="no answer was judged by the safety filter"
         if unjudged
         else f"no candidate conversation was counted yet; {needed} without a bad one would show the margin",
         needed=needed,

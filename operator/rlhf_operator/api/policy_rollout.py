@@ -125,7 +125,8 @@ class StageApproval(StrEnum):
 
 
 class Stage(ApiSpec):
-    """One step of the ramp. It ends when it has its samples and its duration, no guardrail failed, and its approval."""
+    """One step of the ramp. It ends when it has its samples and its duration, no guardrail is failed or unknown, and
+    its approval is given."""
 
     weight_percent: Annotated[float, Field(ge=0.0, le=99.0)] = Field(
         description="Share of conversations on the candidate, in percent; fractions such as 0.5 work."

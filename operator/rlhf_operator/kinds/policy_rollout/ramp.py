@@ -121,12 +121,16 @@ class Ramp:
         left = 0.0 if skipped else self._duration_left(stage)
         if left > 0.0:
             return self._stay(RolloutReason.STAGE_RUNNING, f"stage {self.course.stage} runs {stage.min_duration}", left)
-        if stage.shadow and (worse := next(filter(looks_worse, self.verdicts(found)), None)) is not None:
+        verdicts = self.verdicts(found)
+        if (unknown := next((v for v in verdicts if v.state is VerdictState.UNKNOWN), None)) is not None:
+            message = f"nothing advances: {unknown.message}{self._gateway_trouble()}"
+            return self._stay(RolloutReason.METRICS_BLIND, message)
+        if stage.shadow and (worse := next(filter(looks_worse, verdicts), None)) is not None:
             message = f"no user is sent to a candidate that looks worse in its shadow stage: {worse.message}"
             return self._stay(RolloutReason.NEED_MORE_SAMPLES, message)
         last = self.course.stage is not None and self.course.stage >= len(self.view.spec.stages) - 1
         if last and not evidence.all_passed(found.trial, self.view.spec.guardrails):
-            missing = next(v.message for v in self.verdicts(found) if v.state is not VerdictState.PASS)
+            missing = next(v.message for v in verdicts if v.state is not VerdictState.PASS)
             return self._stay(RolloutReason.NEED_MORE_SAMPLES, f"a promotion needs every guardrail to pass: {missing}")
         return None
 
@@ -239,6 +243,12 @@ class Ramp:
         pull = pods[0].evidence_pull if pods else None
         why = (pull.error if pull is not None else None) or "no gateway pod answers with its counts"
         return f"the gateways' counts cannot be read, so nothing advances: {why}"[:1024]
+
+    def _gateway_trouble(self) -> str:
+        """What the gateway pods say that keeps them from doing what they are told."""
+        states = [pod.state for pod in self.view.gateway_pods if pod.ready and pod.state is not None]
+        trouble = next((error for state in states for error in state.errors), None)
+        return f": {trouble}"[:768] if trouble is not None else "; the gateway pods' logs say why"
 
     def _duration_left(self, stage: Stage) -> float:
         if stage.min_duration is None or self.promoting:
