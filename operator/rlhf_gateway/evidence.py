@@ -1,9 +1,11 @@
 """Cumulative counts of what each arm did, and the memory that counts every conversation once. Pure; no clock, no I/O.
 
 The unit of judgement is the conversation, because its requests depend on each other. To count it once, this pod
-remembers which conversations it has seen, up to a bound. When the memory is full, further conversations are left out
-of the conversation counts (and reported as left out) rather than perhaps counted twice: both arms fill the same memory
-in order of arrival, so leaving out late-comers favours neither.
+remembers which conversations it has seen, up to a bound. When the memory is full of one stage, half of its
+conversations are forgotten and never looked at again, by a bit of their hash, and so is that half of those to come:
+they are left out of the conversation counts (and reported as left out) rather than perhaps counted twice. The hash
+knows nothing of arms, so leaving out favours neither, and a long stage goes on being counted, if ever more slowly. A
+lone request cannot come back, and needs no memory.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class Ledger:
         self._units: dict[str, int] = {}
         self._seen: dict[Scope, dict[RowKey, dict[bytes, int]]] = {}  # oldest scope first
         self._remembered = 0
+        self._halvings: dict[Scope, int] = {}  # how often half of a scope's conversations were given up
         # Scopes whose memory was given up: their conversations are never counted again. One entry per stage that was
         # ever left behind, so it stays small for the life of a pod.
         self._retired: set[Scope] = set()
@@ -143,18 +146,18 @@ class Ledger:
     def _count_conversation(
         self, scope: Scope, key: RowKey, row: _Row, conversation: Conversation, outcome: Outcome, bucket: int | None
     ) -> None:
-        seen = self._memory(scope, key)
         mark = hashlib.blake2b(conversation.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        flags = seen.get(mark, 0) if seen is not None else 0
-        if seen is None or (not flags and not self._make_room(scope)):
+        seen = {} if conversation.unit == "request" else self._memory(scope, key)
+        if seen is None or (conversation.unit != "request" and not self._keeps(scope, seen, mark)):
             self.uncounted_conversations += 1
             return
+        flags = seen.get(mark, 0)
         now = flags | _SEEN
         now |= _FAILED * outcome.failed | _TIMED * (bucket is not None)
         now |= _JUDGED * (outcome.violating is not None) | _VIOLATING * (outcome.violating is True)
         new = now & ~flags
         seen[mark] = now
-        self._remembered += not flags
+        self._remembered += not flags and conversation.unit != "request"
         row.conversations += bool(new & _SEEN)
         row.failed_conversations += bool(new & _FAILED)
         row.judged_conversations += bool(new & _JUDGED)
@@ -167,15 +170,28 @@ class Ledger:
             return None
         return self._seen.setdefault(scope, {}).setdefault(key, {})
 
-    def _make_room(self, scope: Scope) -> bool:
-        """Whether one more conversation may be remembered; gives up older scopes first."""
-        while self._remembered >= self._max_conversations:
+    def _keeps(self, scope: Scope, seen: dict[bytes, int], mark: bytes) -> bool:
+        """Whether a conversation is, or may be, remembered; makes room by giving up older scopes, then halves."""
+        while mark not in seen and self._in_share(scope, mark) and self._remembered >= self._max_conversations:
             oldest = next(iter(self._seen))
             if oldest == scope:
-                return False
+                self._halve(scope)
+                continue
             self._remembered -= sum(len(seen) for seen in self._seen.pop(oldest).values())
+            self._halvings.pop(oldest, None)
             self._retired.add(oldest)
-        return True
+        return self._in_share(scope, mark)
+
+    def _halve(self, scope: Scope) -> None:
+        self._halvings[scope] = self._halvings.get(scope, 0) + 1
+        for seen in self._seen[scope].values():
+            gone = [mark for mark in seen if not self._in_share(scope, mark)]
+            for mark in gone:
+                del seen[mark]
+            self._remembered -= len(gone)
+
+    def _in_share(self, scope: Scope, mark: bytes) -> bool:
+        return int.from_bytes(mark) % (1 << self._halvings.get(scope, 0)) == 0
 
 
 def _counts(key: RowKey, row: _Row) -> ArmCounts:

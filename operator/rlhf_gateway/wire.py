@@ -113,7 +113,7 @@ class Evidence(Wire):
     latency_bounds_ms: tuple[float, ...]  # the buckets of ArmCounts have one more: above the last bound
     counts: tuple[ArmCounts, ...]
     units: dict[str, int] = {}  # requests by what named their conversation: header, user, request
-    uncounted_conversations: int = 0  # not counted because the memory of seen conversations was full (never guessed)
+    uncounted_conversations: int = 0  # requests left out because the memory of seen conversations was full
 
 
 class DataPlaneState(Wire):

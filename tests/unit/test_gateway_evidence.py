@@ -75,7 +75,32 @@ def test_a_small_memory_only_leaves_out(events: list[tuple[RowKey, str, Outcome]
     left_out = sum(w.conversations for w in large.snapshot(1).counts) - sum(
         m.conversations for m in small.snapshot(1).counts
     )
-    assert (small.uncounted_conversations > 0) == (left_out > 0)
+    assert small.uncounted_conversations > 0 or left_out == 0
+
+
+def test_a_stage_longer_than_the_memory_goes_on_being_counted_and_in_both_arms_alike() -> None:
+    """At 5 % of 1,000 remembered ones the candidate would stop at 50: no stage that asks for 100 would ever end."""
+    ledger = Ledger("pod", "epoch", max_conversations=1000)
+    for number in range(40_000):
+        arm = CANARY if number % 20 == 0 else STABLE
+        ledger.record(SCOPE, arm, talk(str(number)), Outcome(failed=number % 10 == 0))
+    candidate, stable = only(ledger), only(ledger, STABLE)
+    assert candidate.conversations > 120
+    assert 0.04 < candidate.conversations / (candidate.conversations + stable.conversations) < 0.06
+    assert ledger.remembered <= 1000
+    counted = candidate.conversations + stable.conversations
+    assert ledger.uncounted_conversations == 40_000 - counted
+    for number in range(40_000):  # everybody comes back, and nobody is counted again
+        ledger.record(SCOPE, CANARY if number % 20 == 0 else STABLE, talk(str(number)), Outcome())
+    assert only(ledger).conversations + only(ledger, STABLE).conversations == counted
+
+
+def test_lone_requests_are_all_counted_and_take_no_memory() -> None:
+    ledger = Ledger("pod", "epoch", max_conversations=10)
+    for number in range(100):
+        ledger.record(SCOPE, CANARY, Conversation(f"request:{number}", "request"), Outcome(violating=number == 99))
+    assert (only(ledger).conversations, only(ledger).violating_conversations) == (100, 1)
+    assert (ledger.remembered, ledger.uncounted_conversations) == (0, 0)
 
 
 def test_a_newer_stage_takes_the_memory_of_an_older_one_which_is_then_never_recounted() -> None:
