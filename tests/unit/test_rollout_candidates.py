@@ -6,12 +6,16 @@ from datetime import timedelta
 
 import pytest
 
+from rlhf_operator.api.meta import ClaimSource
+from rlhf_operator.api.policy_rollout_status import PolicyRolloutStatus, RevisionState
 from rlhf_operator.kinds.base import Key
+from rlhf_operator.kinds.policy_rollout import ledger
 from tests.unit.rollout_world import (
     A_NAME,
     B_NAME,
     SAFETY_ONLY,
     STAGES,
+    START,
     A,
     B,
     C,
@@ -72,6 +76,19 @@ def test_they_do_so_too_while_the_policy_of_the_spec_is_waited_for() -> None:
     world.settle()
     assert (world.status["trial"], world.status["stage"], world.status["stageSamples"]) == (2, 0, 0)
     assert (world.entry(A)["state"], world.entry(B)["state"]) == ("Stable", "Candidate")
+
+
+def test_the_ledger_is_bounded_however_long_former_stables_are_retained() -> None:
+    revisions: ledger.Revisions = ()
+    for number in range(25):
+        policy = ClaimSource(**source(f"sha256:{number:02x}" + "0" * 62))
+        revisions = ledger.started(revisions, "desk", policy, RevisionState.CANDIDATE, "image", number, START)
+        candidate = ledger.candidate(revisions)
+        assert candidate is not None
+        revisions = ledger.promoted(revisions, candidate, timedelta(days=400), START + timedelta(hours=number))
+        PolicyRolloutStatus(revisions=list(revisions))  # which the API server refuses with one more
+    assert [entry.trial for entry in revisions] == list(range(5, 25))
+    assert {entry.state for entry in revisions[:-1]} == {RevisionState.RETAINED}
 
 
 def served_from(world: World, name: str) -> str:

@@ -11,7 +11,13 @@ from rlhf_operator.api.policy_rollout_status import MAX_REVISIONS_KEPT, Revision
 Revisions = tuple[Revision, ...]
 _DIGITS = 10  # of the digest in a revision's name
 
-_ENDED = (RevisionState.RETIRED, RevisionState.REJECTED, RevisionState.SUPERSEDED)
+# What may be forgotten, and in which order.
+_DISPOSABLE = {
+    RevisionState.RETIRED: 0,
+    RevisionState.SUPERSEDED: 0,
+    RevisionState.REJECTED: 1,
+    RevisionState.RETAINED: 2,
+}
 
 
 def revision_name(rollout: str, digest: str) -> str:
@@ -124,13 +130,14 @@ def changed(entry: Revision, **changes: object) -> Revision:
 
 
 def bounded(revisions: Revisions) -> Revisions:
-    """Without the oldest ended entries beyond the bound; refused digests go last, for they still refuse."""
+    """Without the oldest entries beyond the bound that nothing is routed to: ended ones, then refused digests, which
+    still refuse, and last of all former stables, which are then unloaded before their time."""
     excess = len(revisions) - MAX_REVISIONS_KEPT
     if excess <= 0:
         return revisions
     disposable: Iterable[Revision] = sorted(
-        (entry for entry in revisions if entry.state in _ENDED),
-        key=lambda entry: (entry.state is RevisionState.REJECTED, entry.started_at),
+        (entry for entry in revisions if entry.state in _DISPOSABLE),
+        key=lambda entry: (_DISPOSABLE[entry.state], entry.started_at),
     )
     gone = list(disposable)[:excess]
     return tuple(entry for entry in revisions if not any(entry is other for other in gone))
