@@ -130,6 +130,7 @@ class World:
         self.crashing: set[str] = set()
         self.unchecked: set[str] = set()  # revisions whose init container refuses what it is to check
         self.restarts: dict[str, int] = {}  # of pods that are well now
+        self.leaving: set[str] = set()  # revisions whose pods are told to go, by a drained node or a new template
         self.follow = True  # gateways take up new configurations
         self.now = START
         self.writes: list[str] = []
@@ -219,7 +220,7 @@ class World:
         assert labels[OWNER_UID] == "uid-1"
         for index in range(deployment["spec"]["replicas"]):
             uid = f"{name}-{index}"
-            bad = name in self.broken | self.crashing | self.unchecked
+            bad = name in self.broken | self.crashing | self.unchecked | self.leaving
             status: dict[str, Any] = {
                 "phase": "Running",
                 "podIP": f"10.0.0.{index + 1}",
@@ -247,6 +248,8 @@ class World:
                 "metadata": {"name": uid, "uid": uid, "namespace": "team", "labels": labels},
                 "status": status,
             }
+            if name in self.leaving:
+                self.children["Pod", uid]["metadata"]["deletionTimestamp"] = "2026-11-23T12:00:00Z"
             if labels[COMPONENT] == "gateway":
                 self.gateways.setdefault(uid, Gateway(uid))
 

@@ -130,6 +130,18 @@ def test_restarts_of_the_past_are_no_crash_loop_but_restarts_without_an_end_are(
     assert (world.entry(B)["state"], world.entry(B)["reason"]) == ("Rejected", "CandidateUnavailable")
 
 
+def test_a_pod_that_is_told_to_go_is_no_crash_loop_whatever_its_past() -> None:
+    world = trying()
+    world.restarts[B_NAME] = 9
+    world.until("Progressing")
+    world.leaving.add(B_NAME)
+    world.run(2)
+    assert (world.entry(B)["state"], world.config.canary) == ("Candidate", None)
+    world.leaving.clear()
+    world.until("Healthy")
+    assert world.entry(B)["state"] == "Stable"
+
+
 def test_a_rollback_does_not_wait_for_stable_to_be_healthy() -> None:
     world = trying()
     world.until("Progressing")

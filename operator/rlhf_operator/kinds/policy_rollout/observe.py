@@ -151,7 +151,7 @@ class View:
     def crash_loop(self, revision: str) -> str | None:
         """Why a revision's pods cannot live, in words; None while they may."""
         for pod in self.children(POD.kind):
-            if label_of(pod, REVISION) != revision:
+            if label_of(pod, REVISION) != revision or deleting(pod):  # one that goes is not ready, and not crashing
                 continue
             # A server that cannot check its policy itself has that done before it, by an init container.
             kinds = ("initContainerStatuses", "containerStatuses")
