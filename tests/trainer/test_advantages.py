@@ -127,7 +127,7 @@ def test_importance_weights_are_ratios_cut_at_the_cap() -> None:
     torch.testing.assert_close(truncated_weights(trainer, sampler, mask), torch.tensor([[1.0, 2.0, 0.5]]))
     masked = ratios(trainer, sampler, torch.tensor([[1.0, 0.0, 1.0]]))
     torch.testing.assert_close(masked, torch.tensor([[1.0, 1.0, 0.5]]))
-    assert spread(masked, torch.tensor([[1.0, 0.0, 1.0]])) == pytest.approx((0.75, 0.975))
+    assert spread(masked.requires_grad_(), torch.tensor([[1.0, 0.0, 1.0]])) == pytest.approx((0.75, 0.975))
 
 
 def test_a_batch_of_many_tokens_has_a_spread_too() -> None:

@@ -279,6 +279,8 @@ def test_the_adaptive_controller_moves_at_most_a_fifth_per_horizon() -> None:
     assert controller.coefficient == pytest.approx(1.2)
     controller.update(kl=-1e9, samples=100)
     assert controller.coefficient == pytest.approx(1.2 * 0.8)
+    controller.update(kl=1e9, samples=25)
+    assert controller.coefficient == pytest.approx(1.2 * 0.8 * 1.05), "a quarter of the horizon, a quarter of the way"
 
 
 def test_a_batch_beyond_the_horizon_corrects_by_no_more_and_never_turns_the_sign() -> None:
