@@ -344,7 +344,7 @@ class World:
         self, name: str = "rm", letter: str = "e", validated: bool = True, kind: str = "RewardModelJob", **status: Any
     ) -> None:
         self.related[Key(kind, "ml", name)] = {
-            "metadata": {"name": name, "uid": f"uid-{name}"},
+            "metadata": {"name": name, "namespace": "ml", "uid": f"uid-{name}"},
             "status": {
                 "phase": "Succeeded",
                 "conditions": [{"type": "Validated", "status": "True" if validated else "False"}],

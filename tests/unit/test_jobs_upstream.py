@@ -34,6 +34,36 @@ def test_a_policy_waits_for_a_validated_reward_model() -> None:
     assert world.status["lineage"]["rewardModel"] == digest("e")
 
 
+def test_two_jobs_that_wait_for_each_other_are_told_so() -> None:
+    """Neither is wrong by itself, and either order of creation is usual: only both together never begin."""
+    kind = "PolicyOptimizationJob"
+    world = World(policy_spec(policy={"jobRef": {"name": "other"}}), kind=kind)
+    world.upstream()
+    world.upstream("other", kind=kind, validated=False, phase="Pending", conditions=[])
+    other = world.related[Key(kind, "ml", "other")]
+    assert other is not None
+    me = world.primary["metadata"]["name"]
+    world.tick()
+    assert "in turn" not in world.condition("Progressing")["message"]
+    other["spec"] = {"teacher": {"jobRef": {"name": me}}}
+    world.tick()
+    assert world.holds("Progressing") == ("False", "WaitingForUpstream")
+    assert f"waits for {kind} {me} in turn, so neither will begin" in world.condition("Progressing")["message"]
+    other["status"]["attempt"] = 1  # it began with an earlier job of this name, and will end
+    world.tick()
+    assert "in turn" not in world.condition("Progressing")["message"]
+
+
+def test_a_job_that_waits_for_itself_is_told_so() -> None:
+    world = World(policy_spec(), kind="PolicyOptimizationJob")
+    me = world.primary["metadata"]["name"]
+    world.primary["spec"]["policy"] = {"jobRef": {"name": me}}
+    world.upstream()
+    world.related[Key("PolicyOptimizationJob", "ml", me)] = world.primary
+    world.tick()
+    assert "in turn, so neither will begin" in world.condition("Progressing")["message"]
+
+
 def test_a_changed_upstream_digest_is_an_error_and_no_attempt_starts() -> None:
     world = World(policy_spec(), kind="PolicyOptimizationJob")
     world.upstream()

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_operator.api.meta import ArtifactSource, Source
 from rlhf_operator.kinds.base import Key, Object
 from rlhf_operator.kinds.training.job import Input, Job
-from rlhf_operator.kinds.training.objects import condition, is_true, mapping, text
+from rlhf_operator.kinds.training.objects import condition, integer, is_true, mapping, text
 from rlhf_operator.kinds.training.reasons import Reason
 from rlhf_operator.kinds.training.storage import BadUri, place_of
 
@@ -85,11 +85,11 @@ def _resolve(job: Job[Any], name: str, source: Source | ArtifactSource) -> Input
             )
         return Input(pinned.uri, pinned.digest)
     if not validated or not uri or not digest:
-        raise _Waiting(f"spec.{name} waits for {_why_not(key, upstream)}")
+        raise _Waiting(f"spec.{name} waits for {_why_not(key, upstream, job)}")
     return Input(uri, digest)
 
 
-def _why_not(key: Key, upstream: Object | None) -> str:
+def _why_not(key: Key, upstream: Object | None, job: Job[Any]) -> str:
     what = f"{key.kind} {key.name}"
     if upstream is None:
         return f"{what}, which does not exist"
@@ -99,6 +99,12 @@ def _why_not(key: Key, upstream: Object | None) -> str:
     if is_true(upstream, "Complete"):
         why = text(condition(upstream, "Validated"), "message")
         return f"{what}, which completed without being Validated: {why}"
+    me = Key(job.kind.kind, job.namespace, job.name)
+    if me in references(upstream) and not integer(upstream, "status", "attempt"):
+        return (
+            f"{what}, which waits for {me.kind} {me.name} in turn, so neither will begin: create one of them anew with "
+            "a uri and its digest in place of jobRef"
+        )
     return f"{what} to be Validated; it is {text(upstream, 'status', 'phase') or 'Pending'}"
 
 
