@@ -145,7 +145,7 @@ class Budget(ApiSpec):
     """Cumulative over attempts, restarts and suspends."""
 
     gpu_hours: Annotated[float, Field(gt=0.0, le=100_000_000.0)] | None = Field(
-        None, description="Hours of single accelerators, held by pods on nodes."
+        None, description="Hours of single accelerators: of all pods, from when the first has a node."
     )
     cost_usd: Annotated[float, Field(gt=0.0, le=1_000_000_000.0)] | None = Field(
         None, alias="costUSD", description="Refused (Accepted=False, NoPrice) unless the operator prices the resources."
@@ -178,7 +178,7 @@ class TrainingJobSpec(ApiSpec):
         None, description="From admission of an attempt until all its pods are ready; then the job fails."
     )
     active_deadline_seconds: Seconds | None = Field(
-        None, description="Time with pods on nodes, summed over attempts, suspended time excluded; then the job fails."
+        None, description="Time with a pod on a node, summed over attempts, without suspended time; then the job fails."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="The children of a finished job are deleted after this; the job itself never is."
