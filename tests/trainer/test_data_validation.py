@@ -123,9 +123,14 @@ def test_unlucky_gold_answers_are_a_warning_and_a_sure_failure_an_error() -> Non
 def test_personal_data_is_what_the_policy_says_and_is_never_printed(
     policy: PiiPolicy, severity: list[Severity]
 ) -> None:
-    found = found_in([ROW | {"prompt": "i am zoe@example.org"}], "PREF060", Policy(pii=policy))
-    assert [each.severity for each in found] == severity
-    assert all("zoe" not in each.message for each in found)
+    told = "i am zoe@example.org"
+    for column in ({"prompt": told}, {"note": told}, {"messages": [{"role": "user", "content": told}]}):
+        found = found_in([ROW | column], "PREF060", Policy(pii=policy))
+        assert [each.severity for each in found] == severity, column
+        assert all("zoe" not in each.message for each in found)
+    assert not found_in([ROW | {"rater_id": "zoe@example.org"}], "PREF060", Policy(pii=policy)), (
+        "pseudonyms are for that"
+    )
 
 
 def deep(levels: int) -> str:

@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ Check = Callable[[str], bool]
 _PSEUDONYM = re.compile(r"rater-[0-9a-f]{16}")
 _ENTROPY_BITS = 3.5  # per character: random base64 of 32 characters has about 4.5, words about 3
 TEXT_COLUMNS = ("prompt", "response_a", "response_b")
+_NO_TEXT = COLUMNS - set(TEXT_COLUMNS)  # of the contract; a column of the user's own may say anything
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,25 @@ class Redactor:
 def redact_row(row: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
     """The row with its texts redacted, and how many values of each kind were replaced."""
     redactor = Redactor()
-    kept = COLUMNS - set(TEXT_COLUMNS)  # of the contract; a column of the user's own may say anything
-    clean = {key: value if key in kept else redactor.value(value) for key, value in row.items()}
+    clean = {key: value if key in _NO_TEXT else redactor.value(value) for key, value in row.items()}
     return clean, redactor.counts
+
+
+def kinds_in(row: Mapping[str, Any]) -> set[str]:
+    """The kinds that ``redact_row`` would replace."""
+    texts = _texts([value for key, value in row.items() if key not in _NO_TEXT])
+    return {span.kind for text in texts for span in find(text)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of lists and objects, however deep."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, list | dict):
+            left += part.values() if isinstance(part, dict) else part
 
 
 def pseudonym(rater_id: str, key: bytes) -> str:

@@ -70,10 +70,11 @@ def validate(records: Sequence[tuple[int, Row]], policy: Policy | None = None) -
             annotations.append(annotation)
     findings += duplicate_ids(records)
     for rule in (
-        too_long, duplicates, leakage, moved, own_contradictions, aspect_contradictions, rater_rules, personal_data,
+        too_long, duplicates, leakage, moved, own_contradictions, aspect_contradictions, rater_rules,
         small_cohorts,
     ):  # fmt: skip
         findings += rule(annotations, policy)
+    findings += personal_data(records, policy)
     findings += digest_mismatch(records, policy)
     return Validated(annotations, sorted(findings, key=lambda found: (found.row or 0, found.code)))
 
@@ -214,14 +215,14 @@ def rater_rules(annotations: Sequence[Annotation], policy: Policy) -> list[Findi
     return found
 
 
-def personal_data(annotations: Sequence[Annotation], policy: Policy) -> list[Finding]:
+def personal_data(records: Sequence[tuple[int, Row]], policy: Policy) -> list[Finding]:
     """PREF060 counts by kind and names the first row; the value itself is never printed."""
     if policy.pii is PiiPolicy.OFF:
         return []
     rows: dict[str, list[int]] = defaultdict(list)
-    for each in annotations:
-        for kind in {span.kind for text in (each.prompt, each.response_a, each.response_b) for span in pii.find(text)}:
-            rows[kind].append(each.row)
+    for number, row in records:
+        for kind in pii.kinds_in(row):
+            rows[kind].append(number)
     reject = policy.pii is PiiPolicy.REJECT
     return [
         finding("PREF060", f"{len(where)} rows contain {kind}; policy={policy.pii}", where[0], error=reject)
