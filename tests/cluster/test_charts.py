@@ -180,6 +180,19 @@ def test_for_single_namespaces_nothing_is_granted_elsewhere(charts: Charts) -> N
     assert [group["name"] for group in groups] == ["system:serviceaccounts:red", "system:serviceaccounts:blue"]
 
 
+def test_two_releases_of_a_namespace_do_not_wait_for_each_others_lease(charts: Charts, tmp_path: Path) -> None:
+    """They serve different namespaces; with one Lease between them only one of the two would ever work."""
+    leases = []
+    for release, served in (("red", "team-red"), ("blue", "team-blue")):
+        rendered = charts.render(OPERATOR, {"watchNamespaces": [served]}, release=release)
+        lease = config(rendered, tmp_path).leader_election.name
+        rules = rendered.one("Role", f"{release}-rlhf-operator-leader-election")["rules"]
+        assert [rule["resourceNames"] for rule in rules if "resourceNames" in rule] == [[lease]]
+        leases.append(lease)
+
+    assert leases[0] != leases[1]
+
+
 def test_viewers_and_editors_are_aggregated_and_deciders_never(charts: Charts, default: Rendered) -> None:
     def targets(rendered: Rendered, name: str) -> set[str]:
         labels = rendered.one("ClusterRole", f"rlhf-operator-{name}")["metadata"]["labels"]

@@ -44,9 +44,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default (printf "docker.io/library/rlhf-trainer:%s" .Chart.AppVersion) .Values.trainerImage -}}
 {{- end -}}
 
-{{/* Rules that `make generate` derived from the table of kinds; the first line of the file is a comment. */}}
+{{/* Rules that `make generate` derived from the table of kinds; the first line of the file is a comment.
+     `only`: what a rule that names an object names instead. */}}
 {{- define "rlhf-operator.rules" -}}
-{{- .root.Files.Get (printf "files/rules-%s.yaml" .name) | fromYamlArray | toYaml -}}
+{{- $only := .only -}}
+{{- $rules := .root.Files.Get (printf "files/rules-%s.yaml" .name) | fromYamlArray -}}
+{{- range $rules -}}
+{{- if and $only .resourceNames -}}
+{{- $_ := set . "resourceNames" (list $only) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $rules -}}
+{{- end -}}
+
+{{/* One Lease per release: two of a namespace may serve different ones. */}}
+{{- define "rlhf-operator.lease" -}}
+{{- include "rlhf-operator.fullname" . -}}
 {{- end -}}
 
 {{/* config.yaml of the operator: .Values.config, and what only the release knows. */}}
@@ -59,5 +72,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config "operatorServiceAccount" (include "rlhf-operator.serviceAccountName" .) -}}
 {{- $_ := set $config "namespaces" .Values.watchNamespaces -}}
 {{- $_ := set $config "http" (dict "port" 8080) -}}
+{{- $_ := set $config "leaderElection" (set (default dict $config.leaderElection) "name" (include "rlhf-operator.lease" .)) -}}
 {{- toYaml $config -}}
 {{- end -}}
