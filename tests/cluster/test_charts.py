@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,33 @@ def test_two_releases_of_a_namespace_do_not_wait_for_each_others_lease(charts: C
         leases.append(lease)
 
     assert leases[0] != leases[1]
+
+
+def test_names_that_yaml_would_take_for_numbers_stay_names(charts: Charts) -> None:
+    """A namespace may be called 1234 or 1e3; unquoted, the API server would refuse the number."""
+    values = {
+        "watchNamespaces": ["1234", "1e3"],
+        "serviceAccount": {"name": "12"},
+        "priorityClassName": "7",
+        "nameOverride": "0",
+    }
+
+    def scalars(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict | list):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from scalars(child, f"{path}.{key}")
+        else:
+            yield path, node
+
+    rendered = charts.render(OPERATOR, values, namespace="77")
+    named = [
+        (f"{body['kind']}{path}", value)
+        for body in rendered.objects
+        for path, value in scalars(body, "")
+        if re.search(r"ame(space)?$|\.labels\.|\.matchLabels\.", path)
+    ]
+    assert {"77", "1234", "1e3", "12", "7", "0"} <= {value for _, value in named}
+    assert [(path, value) for path, value in named if not isinstance(value, str)] == []
 
 
 def test_viewers_and_editors_are_aggregated_and_deciders_never(charts: Charts, default: Rendered) -> None:
