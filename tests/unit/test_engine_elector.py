@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ from rlhf_operator.obs.metrics import Metrics
 from tests.property.memory_api import MemoryApi
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+TERMS = Terms(15, 10, 2)
 
 
 class Clock:
@@ -23,6 +25,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
     def now(self) -> datetime:
         return START + timedelta(seconds=self.seconds)
@@ -44,7 +49,7 @@ class Flaky(MemoryApi):
             raise ApiError(0, "no answer")
 
 
-def replica(api: MemoryApi, identity: str, clock: Clock) -> Elector:
+def replica(api: MemoryApi, identity: str, clock: Clock, terms: Terms = TERMS) -> Elector:
     return Elector(
         api,
         Metrics(),
@@ -52,8 +57,9 @@ def replica(api: MemoryApi, identity: str, clock: Clock) -> Elector:
         name="rlhf-operator",
         identity=identity,
         now=clock.now,
-        terms=Terms(15, 10, 2),
+        terms=terms,
         clock=clock,
+        sleep=clock.sleep,
         rng=random.Random(0),
     )
 
@@ -116,6 +122,45 @@ async def test_a_leader_that_cannot_renew_steps_down_before_anybody_can_step_up(
     theirs.seconds += 10.1
     await second.step()
     assert not second.is_leader
+
+
+async def test_a_leader_that_cannot_renew_does_not_sleep_through_its_deadline(api: Flaky) -> None:
+    """Its retries are as far apart as the configuration admits: the lease ran out while it slept and led on."""
+    clock = Clock()
+    leader = replica(api, "leader", clock, Terms(duration=15, renew_deadline=14, retry_period=9))
+    led: list[float] = []
+
+    def started() -> None:
+        api.down = True
+        led.append(clock.seconds)
+
+    async def stopped() -> None:
+        led.append(clock.seconds)
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await leader.run(started, stopped)
+
+    since, until = led
+    assert until - since < 15
+
+
+async def test_a_lease_is_not_written_shorter_than_its_holder_leads(api: Flaky) -> None:
+    """It holds whole seconds: cut off, 1.9 would let another step up after 1, and 0.9 be no lease at all."""
+    ours, theirs = Clock(), Clock()
+    terms = Terms(duration=1.9, renew_deadline=1.8, retry_period=0.2)
+    first, second = replica(api, "first", ours, terms), replica(api, "second", theirs, terms)
+    await first.step()
+    await second.step()
+
+    api.down = True
+    ours.seconds += 1.7
+    await first.step()
+    api.down = False
+    theirs.seconds += 1.7
+    await second.step()
+
+    assert (first.is_leader, second.is_leader) == (True, False)
 
 
 async def test_a_released_lease_is_taken_at_the_next_look(api: Flaky, pair) -> None:

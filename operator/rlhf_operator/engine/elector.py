@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -47,6 +48,7 @@ class Elector:
         now: Callable[[], datetime],
         terms: Terms = Terms(),
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
         self._api = api
@@ -57,6 +59,7 @@ class Elector:
         self._now = now
         self._terms = terms
         self._clock = clock
+        self._sleep = sleep
         self._rng = rng or random.Random()
         self._lease: dict[str, Any] | None = None  # as last seen; None: read it again
         self._seen = ("", "")  # holder and renewTime
@@ -76,7 +79,7 @@ class Elector:
             elif was_leader and not self.is_leader:
                 logger.warning("the lease was lost: this replica (%s) steps down", self._identity)
                 await stopped()
-            await asyncio.sleep(self._terms.retry_period * self._rng.uniform(0.8, 1.0))
+            await self._sleep(self._pause())
 
     async def step(self) -> None:
         """Tries once to acquire or renew."""
@@ -96,6 +99,13 @@ class Elector:
             taken = self._seen[0] not in ("", self._identity)
             self.is_leader = not taken and self._clock() - self._renewed_at < self._terms.renew_deadline
         self._metrics.leader.set(self.is_leader)
+
+    def _pause(self) -> float:
+        """Until the next try. A leader wakes when its time to renew is up: it must not lead on in its sleep."""
+        pause = self._terms.retry_period * self._rng.uniform(0.8, 1.0)
+        if not self.is_leader:
+            return pause
+        return min(pause, max(0.0, self._renewed_at + self._terms.renew_deadline - self._clock()))
 
     async def release(self) -> None:
         """Lets the next one lead at once. Only after the workers have stopped."""
@@ -160,7 +170,7 @@ class Elector:
         changed = before.get("holderIdentity") != holder
         spec = {
             "holderIdentity": holder,
-            "leaseDurationSeconds": int(duration or self._terms.duration),
+            "leaseDurationSeconds": math.ceil(duration or self._terms.duration),  # cut off, it would end too early
             "acquireTime": moment if changed else before.get("acquireTime", moment),
             "renewTime": moment,
             "leaseTransitions": int(before.get("leaseTransitions") or 0) + bool(changed and lease and holder),
