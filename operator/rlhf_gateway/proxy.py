@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from yarl import URL
 
 from rlhf_gateway.assignment import conversation_of
 from rlhf_gateway.exchange import Exchange, Parts
@@ -38,6 +39,8 @@ class Proxy:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request by the arm of its conversation."""
+        if _leads_out(request.path_qs):
+            return await _unknown_path(request)
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -80,6 +83,11 @@ def _refuse(status: int, message: str, code: str) -> web.Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
     headers = {"Retry-After": "1"} if status == 503 else None
     return web.json_response(error_body(message, kind, code), status=status, headers=headers)
+
+
+def _leads_out(path: str) -> bool:
+    """Whether `..` in it takes an arm elsewhere: it is resolved on the way there, after the route was chosen here."""
+    return not URL(f"http://arm{path}").raw_path.startswith("/v1/")
 
 
 async def _unknown_path(request: web.Request) -> web.Response:

@@ -13,6 +13,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from yarl import URL
 
 from rlhf_gateway.openai import answers
 from rlhf_gateway.upstream import Limits, Question, Upstream, UpstreamError
@@ -112,6 +114,25 @@ async def test_unknown_paths_and_large_requests_are_refused_with_advice(monkeypa
         async with w.client.post(f"{w.url}/v1/completions", data=b"x" * 2000) as response:
             assert response.status == 413
             assert "send less" in await response.text()
+
+
+@pytest.mark.parametrize("path", ["/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/x/../../sleep"])
+async def test_no_path_leads_out_of_what_a_policy_serves_to_users(path: str) -> None:
+    """Model servers have other paths beside it: metrics, and with some of them how to unload the model."""
+    reached: list[str] = []
+
+    async def reach(request: web.Request) -> web.Response:
+        reached.append(request.raw_path)
+        return web.Response()
+
+    server = web.Application()
+    server.router.add_route("*", "/{tail:.*}", reach)
+    async with world() as w, serving(server) as (w.stable.url, _):
+        await w.configure(canary=None)
+        async with w.client.post(URL(w.url + path, encoded=True), json={}) as response:
+            assert response.status == 404, reached
+            assert "use /v1/completions" in (await response.json())["error"]["message"]
+        assert set(reached) <= {"/health"}
 
 
 async def test_a_stream_is_relayed_token_by_token() -> None:
