@@ -29,10 +29,11 @@ FailureKind = Literal["refused", "unreachable", "disconnected", "timeout", "over
 RETRIED: frozenset[FailureKind] = frozenset({"refused", "unreachable", "disconnected"})
 _PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds, while a Service without alternative refuses connections
 
-# RFC 9110 section 7.6.1, plus what this hop decides by itself.
+# RFC 9110 section 7.6.1, plus what this hop decides by itself: a question was read whole, so that nobody is asked
+# whether to send it, and a server that never answers that would be waited for in vain.
 _NOT_FORWARDED = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade", "host", "content-length", "accept-encoding"}
+     "transfer-encoding", "upgrade", "host", "content-length", "accept-encoding", "expect"}
 )  # fmt: skip
 _DECODED = frozenset({"gzip", "deflate", "br", "zstd"})  # question bodies: by aiohttp's server, before they are read
 _NOT_RETURNED = _NOT_FORWARDED | {"content-encoding", "server", "date"}
@@ -173,7 +174,7 @@ def _translated() -> Iterator[None]:
 
 def forwarded_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """A user's headers as an arm shall see them: the question is no longer compressed, and the answer shall not be."""
-    kept = CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED)
+    kept = _without(headers, _NOT_FORWARDED)
     if kept.get("Content-Encoding", "").lower() in _DECODED:
         del kept["Content-Encoding"]
     kept["Accept-Encoding"] = "identity"
@@ -183,4 +184,11 @@ def forwarded_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
 def returned_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """An arm's headers as the user shall see them. An answer that came compressed all the same has been decoded, for
     the safety filter must read it."""
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_RETURNED)
+    return _without(headers, _NOT_RETURNED)
+
+
+def _without(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """Without those, and without what the sender calls a matter of its own connection."""
+    own = [value.split(",") for name, value in headers.items() if name.lower() == "connection"]
+    gone = dropped.union(name.strip().lower() for names in own for name in names)
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in gone)

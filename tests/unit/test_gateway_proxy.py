@@ -59,6 +59,34 @@ async def test_body_query_and_headers_reach_the_policy_but_compression_does_not(
         assert call["headers"]["Accept-Encoding"] == "identity"
 
 
+async def test_a_question_is_sent_whole_to_a_server_that_does_not_ask_for_it() -> None:
+    """Clients announce large questions. The gateway has answered that, and a server need not."""
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            heads.append(head)
+            await reader.readexactly(len(b'{"prompt": "hello"}'))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nConnection: close, X-Pool\r\nX-Pool: 3\r\nX-Model: m\r\nContent-Length: 0\r\n\r\n"
+        )
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    limits = Limits(total_seconds=2.0)
+    async with server, world(limits=limits) as w:
+        w.stable.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await w.configure(canary=None)
+        headers = {"Expect": "100-continue", "Connection": "keep-alive, X-Hop", "X-Hop": "1", "X-End": "1"}
+        async with w.client.post(f"{w.url}/v1/completions", json={"prompt": "hello"}, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            # What either side calls a matter of its own connection ends there.
+            assert ("X-Pool" in response.headers, response.headers["X-Model"]) == (False, "m")
+        (head,) = heads
+        assert (b"X-Hop" in head, b"X-End" in head) == (False, True)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_compressed_question_reaches_the_policy_plain_and_says_so(encoding: str) -> None:
     async with world() as w:
