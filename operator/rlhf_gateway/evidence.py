@@ -4,7 +4,8 @@ The unit of judgement is the conversation, because its requests depend on each o
 remembers which conversations it has seen, up to a bound. When the memory is full of one stage, half of its
 conversations are forgotten and never looked at again, by a bit of their hash, and so is that half of those to come:
 they are left out of the conversation counts (and reported as left out) rather than perhaps counted twice. The hash
-knows nothing of arms, so leaving out favours neither, and a long stage goes on being counted, if ever more slowly. A
+knows nothing of arms, so leaving out favours neither, and a long stage goes on being counted, if ever more slowly.
+Traffic outside of stages, which is no evidence, never takes the memory of one: a stage that is interrupted goes on. A
 lone request cannot come back, and needs no memory.
 """
 
@@ -33,6 +34,7 @@ class Scope(NamedTuple):
 
     salt: str
     stage: int
+    tried: bool = True  # False: there is no candidate, as before a trial or while one has no pod
 
 
 class RowKey(NamedTuple):
@@ -171,9 +173,10 @@ class Ledger:
         return self._seen.setdefault(scope, {}).setdefault(key, {})
 
     def _keeps(self, scope: Scope, seen: dict[bytes, int], mark: bytes) -> bool:
-        """Whether a conversation is, or may be, remembered; makes room by giving up older scopes, then halves."""
+        """Whether a conversation is, or may be, remembered; makes room by giving up scopes, what is outside of trials
+        first and older ones before newer ones, and by halves where it is this one's turn."""
         while mark not in seen and self._in_share(scope, mark) and self._remembered >= self._max_conversations:
-            oldest = next(iter(self._seen))
+            oldest = next((other for other in self._seen if not other.tried), next(iter(self._seen)))
             if oldest == scope:
                 self._halve(scope)
                 continue

@@ -31,7 +31,7 @@ class Seat:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.config.salt, self.config.stage)
+        return Scope(self.config.salt, self.config.stage, self.config.canary is not None)
 
     @property
     def mirrored(self) -> Seat | None:

@@ -454,6 +454,20 @@ async def test_a_hanging_canary_costs_pairs_not_answers() -> None:
         )
 
 
+async def test_a_stage_that_was_interrupted_goes_on_being_counted_however_many_came_meanwhile() -> None:
+    """A candidate without a pod gets no traffic; that of stable meanwhile is no evidence, and took the memory."""
+    async with world(max_conversations=8) as w:
+        await w.configure(**HALF)
+        await w.ask(ON_CANARY[0])
+        await w.configure(canary=None, salt="uid+hold", stage=99)
+        for number in range(20):
+            await w.ask(f"meanwhile-{number}")
+        await w.configure(**HALF)
+        for talk in ON_CANARY:
+            await w.ask(talk)
+        assert counts_of(await w.pull(), "canary").conversations == len(ON_CANARY)
+
+
 async def test_a_dead_canary_is_ejected_at_once_and_comes_back_by_probe() -> None:
     async with world() as w:
         await w.configure(**HALF)
