@@ -186,6 +186,23 @@ def test_minimum_duration_holds_a_stage_that_has_its_samples() -> None:
     assert world.status["stage"] == 1
 
 
+def test_time_without_a_pod_is_no_time_at_the_weight_of_a_stage() -> None:
+    world = trying(stages=[{"weightPercent": 50, "minSamples": 10, "minDuration": "5m"}, STAGES[2]])
+    world.run(5)
+    world.broken.add(B_NAME)
+    world.kubelet()
+    world.settle()
+    world.now += timedelta(minutes=10)
+    world.broken.clear()
+    world.kubelet()
+    world.settle()
+    assert (world.status["stage"], world.condition("Progressing")["reason"]) == (0, "StageRunning")
+    assert world.config.canary_weight_percent == 50.0
+    world.now += timedelta(minutes=5)
+    world.settle()
+    assert world.status["stage"] == 1
+
+
 def test_a_sub_percent_weight_reaches_the_gateway_as_it_is() -> None:
     world = trying(stages=[{"weightPercent": 0.25, "minSamples": 10}, STAGES[2]])
     assert world.config.canary_weight_percent == 0.25

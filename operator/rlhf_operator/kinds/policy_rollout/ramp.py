@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from rlhf_operator.api.conditions import RolloutCondition, find
 from rlhf_operator.api.decision import Action, Decision
 from rlhf_operator.api.policy_rollout import BlindAction, Guardrail, Stage, StageApproval, seconds
 from rlhf_operator.api.policy_rollout_status import (
@@ -21,6 +22,7 @@ from rlhf_operator.kinds.policy_rollout.decisions import decision_about
 from rlhf_operator.kinds.policy_rollout.evidence import Evidence
 from rlhf_operator.kinds.policy_rollout.gateway import stage_number
 from rlhf_operator.kinds.policy_rollout.observe import View
+from rlhf_operator.kinds.training.objects import moment
 from rlhf_trainer.wire import VerdictState
 
 Move = Literal["stay", "next", "promote", "reject"]
@@ -254,7 +256,13 @@ class Ramp:
         if stage.min_duration is None or self.promoting:
             return 0.0
         started = self.course.stage_started_at or self.view.now
+        started = max(started, self._available_since() or started)
         return (started + timedelta(seconds=seconds(stage.min_duration)) - self.view.now).total_seconds()
+
+    def _available_since(self) -> datetime | None:
+        """Since when the candidate has had a pod without a break: without one it has no weight, whatever its stage."""
+        known = find(self.view.status.conditions, RolloutCondition.CANDIDATE_AVAILABLE)
+        return moment({"at": known.last_transition_time}, "at") if known is not None else None
 
 
 def looks_worse(verdict: RolloutVerdict) -> bool:
