@@ -54,9 +54,17 @@ class Exchange:
         self._seat = seat
         self._counted = counted
         self._instead_of: Seat | None = None
+        self._instead: Exchange | None = None
         self._reason: Reason | None = None
         self._streaming: web.StreamResponse | None = None
         self._received: list[bytes] = []
+
+    @property
+    def begun(self) -> int | None:
+        """The status of a stream that has begun to reach the user, whoever gives it."""
+        if self._instead is not None:
+            return self._instead.begun
+        return self._streaming.status if self._streaming is not None else None
 
     async def answer(self) -> web.StreamResponse:
         """The user's response. Raises nothing but CancelledError, when the user went away."""
@@ -83,7 +91,7 @@ class Exchange:
         if config.stable is None:
             self._parts.clerk.event("reanswer_failures", self._seat)
             return _error(502, "The canary gave no answer and there is no stable revision to stand in. Retry later.")
-        instead = Exchange(self._parts, self._request, self._question, self._seat)
+        self._instead = instead = Exchange(self._parts, self._request, self._question, self._seat)
         instead._instead_of, instead._reason = self._seat, reason
         instead._seat = replace(self._seat, arm="stable", backend=config.stable)
         return await instead.answer()
@@ -148,10 +156,16 @@ class Exchange:
             raise
 
     async def _refused(self) -> web.StreamResponse:
-        """The canary says that the user is wrong: it is the canary that is, when stable disagrees."""
-        response = await self.stand_in("refused")
-        failed = response.status < 400
-        self._write(Outcome(failed=failed), Fate(status=response.status, fallback="refused"))
+        """The canary says that the user is wrong: it is the canary that is, when stable disagrees. That is known, and
+        counted, as soon as stable's answer begins, also when the user leaves before its end."""
+        status: int | None = None
+        try:
+            response = await self.stand_in("refused")
+            status = response.status
+        finally:
+            status = status or self.begun
+            failed = status is not None and status < 400
+            self._write(Outcome(failed=failed), Fate(status=status, fallback="refused"))
         return response
 
     async def _failed(self, error: UpstreamError) -> web.StreamResponse:

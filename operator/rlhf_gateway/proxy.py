@@ -75,7 +75,7 @@ class Proxy:
             status.set_result(response.status)
         finally:
             if not status.done():  # the user left
-                status.set_result(None)
+                status.set_result(exchange.begun)
         return response
 
 

@@ -33,7 +33,7 @@ class Shadow:
 
     def offer(self, seat: Seat, question: Question, stable: asyncio.Future[int | None]) -> None:
         """Mirror one question, unless too many are in flight or the canary is known to be dead. ``stable``: the status
-        of what the user got, None when the user left before."""
+        of what the user got, None when the user left before it began."""
         if self._state.health.ejected(seat.backend.revision):
             self._state.ledger.divert(seat.row)
         elif len(self._running) >= self._limit:

@@ -436,6 +436,26 @@ async def test_a_refusal_that_stable_does_not_share_is_a_failure_in_the_shadow_t
         assert shadowed().failures == 1  # the second was the user's own mistake
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+async def test_a_user_who_leaves_stables_stream_does_not_take_the_canarys_refusal_along(shadow: bool) -> None:
+    """Clients close a stream when they have read enough of it; that stable answers was known by then."""
+    async with world() as w:
+        await w.configure(**({"shadow": True} if shadow else HALF))
+
+        def refused() -> ArmCounts:
+            return counts_of(w.gateway.ledger.snapshot(0), "canary", shadow=shadow)
+
+        w.canary.status, w.stable.hold = 400, asyncio.Event()
+        body, headers = {"prompt": "x", "stream": True}, {"X-Conversation-Id": ON_CANARY[0]}
+        url = f"{w.url}/v1/completions"
+        async with aiohttp.ClientSession() as user, user.post(url, json=body, headers=headers) as response:
+            assert response.status == 200
+            await response.content.readline()
+            await eventually(lambda: w.canary.calls)
+        await eventually(lambda: refused().requests == 1)
+        assert (refused().failures, refused().failed_conversations) == (1, 1)
+
+
 async def test_a_hanging_canary_costs_pairs_not_answers() -> None:
     async with world(shadow_limit=2) as w:
         await w.configure(stage=0, shadow=True)
