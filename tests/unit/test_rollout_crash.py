@@ -272,6 +272,28 @@ def test_the_plan_is_total_on_damaged_objects(data: st.DataObject) -> None:
         assert set(plan.status) >= {"phase"}
 
 
+@pytest.mark.parametrize("phase", ["Healthy", "RolledBack"])
+def test_a_reason_that_a_newer_operator_wrote_stops_nothing(phase: str) -> None:
+    world = World(stages=SHORT, guardrails=WIDE).serving()
+    if phase == "RolledBack":
+        world.spec(policy=source(B))
+        world.settle()
+        world.decide("Abort", B)
+        world.step()  # the record; the candidate's pods are still there
+    world.primary["status"]["revisions"][-1]["reason"] = "OfAnotherVersion"
+    world.settle()
+    assert world.status["phase"] == phase
+
+
+def test_a_stage_that_there_is_not_is_the_first_one() -> None:
+    world = World(stages=SHORT, guardrails=WIDE).serving()
+    world.spec(policy=source(B))
+    world.settle()
+    world.primary["status"]["stage"] = -1
+    world.settle()
+    assert world.status["stage"] == 0
+
+
 @pytest.mark.parametrize("addresses", [True, 7, "10.0.0.1", None, {}])
 def test_addresses_that_are_no_list_stop_nothing(addresses: Any) -> None:
     """Found by the test above, once in many runs."""

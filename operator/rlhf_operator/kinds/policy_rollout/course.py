@@ -41,7 +41,8 @@ class Course:
 
 def recorded(view: View) -> Course:
     status = view.status
-    return Course(tuple(status.revisions), status.trial, status.trial_plan, status.stage, status.stage_started_at)
+    stage = None if status.stage is None else max(0, status.stage)
+    return Course(tuple(status.revisions), status.trial, status.trial_plan, stage, status.stage_started_at)
 
 
 def desired(view: View) -> ClaimSource | str:

@@ -11,6 +11,7 @@ from rlhf_gateway.wire import TRAFFIC_PORT, GatewayConfig
 from rlhf_operator.api.conditions import RolloutCondition, find, set_condition
 from rlhf_operator.api.policy_rollout_status import (
     PolicyRolloutStatus,
+    Revision,
     RolloutPhase,
     RolloutReason,
     RolloutVerdict,
@@ -72,7 +73,7 @@ def _at_rest(
     if refused is not None:
         message = f"{refused.digest} is refused: {refused.message}"
         if route.leftovers(view, live) or (not programmed and view.status.phase is not RolloutPhase.ROLLED_BACK):
-            return RolloutPhase.ROLLING_BACK, RolloutReason(refused.reason or RolloutReason.DIGEST_REJECTED), message
+            return RolloutPhase.ROLLING_BACK, _reason(refused, RolloutReason.DIGEST_REJECTED), message
         more = "; name another policy, or create a Decision ClearRejection with this digest"
         return RolloutPhase.ROLLED_BACK, RolloutReason.DIGEST_REJECTED, message + more
     if stable is None:
@@ -83,7 +84,7 @@ def _at_rest(
             return RolloutPhase.FAILED, RolloutReason.CANDIDATE_UNAVAILABLE, f"the first revision cannot start: {crash}"
         message = f"the first revision {stable.revision} goes straight to stable once a pod is ready"
         return RolloutPhase.PENDING, RolloutReason.FIRST_REVISION, message
-    reason = RolloutReason(stable.reason or RolloutReason.PROMOTED)
+    reason = _reason(stable, RolloutReason.PROMOTED)
     if view.status.phase is RolloutPhase.PENDING and not programmed:
         return RolloutPhase.PENDING, reason, f"{stable.revision} is ready; waiting for a gateway pod that sends to it"
     if waiting is not None:
@@ -91,6 +92,11 @@ def _at_rest(
     if reason is RolloutReason.PROMOTED and not programmed:
         return RolloutPhase.PROMOTING, reason, f"{stable.revision} is stable; the gateways are taking it up"
     return RolloutPhase.HEALTHY, reason, f"{stable.revision} is stable"
+
+
+def _reason(entry: Revision, otherwise: RolloutReason) -> RolloutReason:
+    """That of the ledger; a newer operator may have written one that is not known here."""
+    return RolloutReason(entry.reason) if entry.reason in set(RolloutReason) else otherwise
 
 
 def status_of(done: Pass, situation: Situation, config: GatewayConfig) -> PolicyRolloutStatus:
