@@ -126,6 +126,21 @@ def test_a_spec_that_cannot_be_run_is_refused(changes: dict[str, Any], part: str
     assert not world.children["Job"]
 
 
+def test_a_pod_template_that_drifts_to_more_gpus_does_not_end_the_running_attempt() -> None:
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
+    before = {"numNodes": 2, "podTemplate": {"spec": {"containers": [{"name": "trainer", **gpus}]}}}
+    world = started(reward_spec(trainer=before))
+    world.run_pods()
+    world.report(world_size=4)
+    more = {"resources": {"limits": {"nvidia.com/gpu": 4}}}
+    world.edit(trainer={"numNodes": 2, "podTemplate": {"spec": {"containers": [{"name": "trainer", **more}]}}})
+    world.report(step=2, world_size=4)
+    assert (world.phase, world.holds("Failed")) == ("Running", ("False", "AsExpected"))
+    assert world.holds("Accepted") == ("False", "DigestMismatch")
+    world.edit(trainer=before)
+    assert (world.phase, world.holds("Accepted")[0]) == ("Running", "True")
+
+
 def test_a_pod_template_that_drifts_is_refused_until_it_is_put_back() -> None:
     world = training()
     world.edit(trainer={"numNodes": 2, "podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from rlhf_operator.api.training_status import Attempt
-from rlhf_operator.kinds.base import JOB
+from rlhf_operator.kinds.base import CONFIG_MAP, JOB
 from rlhf_operator.kinds.training.closing import outcome_is_known
 from rlhf_operator.kinds.training.draft import Draft
 from rlhf_operator.kinds.training.limits import Stop
+from rlhf_operator.kinds.training.objects import integer, text
 from rlhf_operator.kinds.training.progress import report_of
 from rlhf_operator.kinds.training.reasons import Reason
 
@@ -53,7 +56,7 @@ def _mismatch(draft: Draft, attempt: Attempt) -> Stop | None:
     reports = (report_of(draft.job, attempt, pull) for pull in draft.pulls)
     report = next((found for found in reports if found is not None), None)
     expected = draft.size.world_size
-    if report is None or report.body.world_size == expected:
+    if report is None or report.body.world_size in (expected, _configured(draft, attempt)):
         return None
     message = (
         f"rank 0 reports a world size of {report.body.world_size}, but {draft.size.nodes} pods with "
@@ -61,3 +64,13 @@ def _mismatch(draft: Draft, attempt: Attempt) -> Stop | None:
         "the PET_* variables?"
     )
     return Stop(Reason.RENDEZVOUS_MISMATCH, message, "Fail")
+
+
+def _configured(draft: Draft, attempt: Attempt) -> int | None:
+    """The world size that the pods were started for: a podTemplate that changed since, and is refused, or an operator
+    that counts otherwise, says what the next attempt would have."""
+    config = draft.job.child(CONFIG_MAP.kind, draft.job.attempt_name(attempt.number))
+    try:
+        return integer(json.loads(text(config, "data", "attempt.json")), "worldSize")
+    except (ValueError, RecursionError):
+        return None
