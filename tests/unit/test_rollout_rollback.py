@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import timedelta
 
+from rlhf_operator.kinds.base import Pulled
 from tests.unit.rollout_world import (
     A_NAME,
     B_NAME,
@@ -91,6 +93,30 @@ def test_the_route_is_confirmed_at_zero_before_the_pods_go() -> None:
     world.run(2, per_second=0)
     assert world.status["phase"] == "RolledBack"
     assert B_NAME not in names(world, "Deployment")
+
+
+def test_a_gateway_on_a_lost_node_keeps_no_policy_loaded() -> None:
+    """Its pod stays Terminating, and what it last said of answers in flight stays as it was."""
+    world = trying()
+    world.until("Progressing")
+    world.decide("Abort", B)
+    world.step()
+    world.kubelet()
+    world.pull()
+    lost = copy.deepcopy(world.children["Pod", "desk-gateway-0"])
+    ends = world.now + timedelta(seconds=60)
+    lost["metadata"] |= {"name": "lost", "uid": "lost", "deletionTimestamp": ends.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    world.children["Pod", "lost"] = lost
+    body = {**world.gateways["desk-gateway-0"].state(), "podUid": "lost", "inFlight": {B_NAME: 2}}
+    world._pulled["state/lost"] = Pulled(body, world.now, "no route to host", world.now)
+    world.step()
+    assert B_NAME in names(world, "Deployment")  # it may be answering still
+    waiting = world.plan
+    world.now = ends
+    world.step()
+    assert B_NAME not in names(world, "Deployment")
+    assert waiting is not None
+    assert waiting.requeue_after == 60.0
 
 
 def test_lost_endpoints_mean_weight_zero_in_the_very_pass() -> None:

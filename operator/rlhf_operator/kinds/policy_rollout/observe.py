@@ -46,6 +46,7 @@ class GatewayPod:
     ip: str
     ready: bool
     leaving: bool
+    ends_at: datetime | None  # of one that leaves: when its grace period is over
     ready_since: datetime | None
     evidence: Evidence | None
     state: DataPlaneState | None
@@ -115,12 +116,16 @@ class View:
         state_pull = self.observed.pulled.get(state_key(uid))
         evidence = _parsed(Evidence, evidence_pull)
         state = _parsed(DataPlaneState, state_pull)
+        ends_at = moment(pod, "metadata", "deletionTimestamp")
+        if ends_at is not None and ends_at <= self.now and state_pull is not None and state_pull.error is not None:
+            state = None  # on a lost node it stays there, perhaps for ever: what it last said is not what it does
         return GatewayPod(
             uid=uid,
             name=name_of(pod),
             ip=text(pod, "status", "podIP"),
             ready=is_true(pod, "Ready") and not deleting(pod),
             leaving=deleting(pod),
+            ends_at=ends_at,
             ready_since=moment(condition(pod, "Ready"), "lastTransitionTime") if is_true(pod, "Ready") else None,
             evidence=evidence if evidence is not None and evidence.pod_uid == uid else None,
             state=state if state is not None and state.pod_uid == uid else None,

@@ -172,7 +172,7 @@ def _replicas(done: Pass, entry: Revision) -> int:
 
 def _requeue(done: Pass) -> float | None:
     view = done.view
-    waits = [done.pending]
+    waits = [done.pending, route.parting_check(view)]
     if done.standing is not None:
         waits += [done.standing.wait, route.blind_check(view)]
     for entry in ledger.retained(done.course.revisions):

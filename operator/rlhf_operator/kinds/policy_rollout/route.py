@@ -81,5 +81,11 @@ def blind_check(view: View) -> float | None:
     return min(((moment - view.now).total_seconds() for moment in moments if moment is not None), default=None)
 
 
+def parting_check(view: View) -> float | None:
+    """Seconds until a pod that was told to go, and does not answer, is not waited for any more."""
+    ends = [pod.ends_at for pod in view.gateway_pods if pod.ends_at is not None and pod.ends_at > view.now]
+    return min(((end - view.now).total_seconds() for end in ends), default=None)
+
+
 def _host(ip: str) -> str:
     return f"[{ip}]" if ":" in ip else ip
