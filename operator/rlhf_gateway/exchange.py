@@ -77,10 +77,10 @@ class Exchange:
         except SeveredError as error:
             return await self._severed(error)
         except asyncio.CancelledError:
-            self._abandoned(started)
+            await self._abandoned(started)
             raise
         except ConnectionResetError:  # from writing to the user: the arm's own are UpstreamErrors
-            self._abandoned(started)
+            await self._abandoned(started)
             return self._streaming or web.Response()
         return await self._heard(answer, (self._parts.clock() - started) * 1000)
 
@@ -173,7 +173,7 @@ class Exchange:
         # After a timeout the user's patience is spent: asking stable as well would double it.
         rescued = self._seat.arm == "canary" and self._streaming is None and error.kind != "timeout"
         status = 504 if error.kind == "timeout" else 502
-        violating = self._judge_received()
+        violating = await self._judge_received()
         outcome = Outcome(failed=True, violating=violating, harmful_served=bool(violating))
         self._write(outcome, Fate(fallback="failure") if rescued else Fate(status=status))
         if rescued:
@@ -182,7 +182,7 @@ class Exchange:
 
     async def _severed(self, error: SeveredError) -> web.StreamResponse:
         self._parts.clerk.event("severed", self._seat)
-        violating = self._judge_received()
+        violating = await self._judge_received()
         self._write(Outcome(violating=violating, harmful_served=bool(violating)), Fate())
         if self._streaming is None and self._instead_of is None:
             return await self.stand_in("severed")
@@ -197,18 +197,22 @@ class Exchange:
             await self._streaming.write_eof()
         return self._streaming
 
-    def _abandoned(self, started: float) -> None:
+    async def _abandoned(self, started: float) -> None:
         """The user went away: no failure of the arm, but it took at least this long."""
         self._parts.clerk.event("abandoned", self._seat)
-        violating = self._judge_received()
         elapsed_ms = (self._parts.clock() - started) * 1000
+        violating = await self._judge_received()
         self._write(Outcome(violating=violating, harmful_served=bool(violating), latency_ms=elapsed_ms), Fate())
 
-    def _judge_received(self) -> bool | None:
-        """What reached the user of an answer that broke off is judged too: harm does not need the last token."""
+    async def _judge_received(self) -> bool | None:
+        """What reached the user of an answer that broke off is judged too: harm does not need the last token. Users who
+        leave meanwhile do not end it."""
         if self._streaming is None:
             return None
-        return self._parts.clerk.judge_part(EVENT_STREAM, b"".join(self._received))
+        judging = asyncio.ensure_future(self._parts.clerk.judge_part(EVENT_STREAM, b"".join(self._received)))
+        with suppress(asyncio.CancelledError):
+            return await asyncio.shield(judging)
+        return await judging
 
     def _write(self, outcome: Outcome, fate: Fate) -> None:
         if self._instead_of is not None:

@@ -86,7 +86,7 @@ class FilterSlot:
         return await asyncio.to_thread(self.judge_now, texts)
 
     def judge_now(self, texts: tuple[str, ...]) -> bool | None:
-        """The same without waiting, for short or broken-off answers."""
+        """The same without waiting, for short answers."""
         current = self._filter
         if current is None or not texts:
             return None

@@ -73,9 +73,9 @@ class Clerk:
             return None
         return await self._state.safety.judge(answers(answer.content_type, answer.body))
 
-    def judge_part(self, content_type: str, received: bytes) -> bool | None:
+    async def judge_part(self, content_type: str, received: bytes) -> bool | None:
         """The same for what a user had already received of an answer that broke off."""
-        return self._state.safety.judge_now(answers(content_type, received))
+        return await self._state.safety.judge(answers(content_type, received))
 
     def write(self, seat: Seat, outcome: Outcome, fate: Fate) -> None:
         self._state.ledger.record(seat.scope, seat.row, seat.conversation, outcome)

@@ -316,6 +316,39 @@ async def test_harm_in_a_stream_that_broke_off_is_seen_too(tmp_path: Path) -> No
         assert (row.failures, row.violations, row.harmful_served) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("end", ["left", "severed", "broken"])
+async def test_long_answers_that_broke_off_are_judged_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A rollback that severs a hundred of them would else stand still for as long as they take, with everybody else."""
+    threads: list[int] = []
+    plain = LinearFilter.violates
+
+    def noted(self: LinearFilter, text: str) -> bool:
+        threads.append(threading.get_ident())
+        return plain(self, text)
+
+    monkeypatch.setattr(LinearFilter, "violates", noted)
+    async with world() as w:
+        filters = {"safety_filter": secret_filter(tmp_path), "rollback_mode": "sever"}
+        await w.configure(**HALF, **filters)
+        await eventually(lambda: w.gateway.state.safety.digest)
+        w.canary.text = "secret" + "-and-more" * 200 + " end"
+        w.canary.hold, w.canary.break_after = (None, 1) if end == "broken" else (asyncio.Event(), None)
+        url, body, headers = f"{w.url}/v1/completions", {"stream": True}, {"X-Conversation-Id": ON_CANARY[0]}
+        async with aiohttp.ClientSession() as user, user.post(url, json=body, headers=headers) as response:
+            await response.content.readline()
+            if end == "severed":
+                await w.configure(canary=None, **filters)
+            if end != "left":
+                assert b"upstream_failed" in await response.read()
+        await eventually(lambda: counts_of(w.gateway.ledger.snapshot(0), "canary").requests)
+        row = counts_of(await w.pull(), "canary")
+        assert (row.violations, row.harmful_served, row.failures) == (1, 1, int(end == "broken"))
+        assert threads
+        assert threading.get_ident() not in threads
+
+
 async def test_a_user_who_leaves_at_the_last_token_takes_no_verdict_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
