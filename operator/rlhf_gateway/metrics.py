@@ -127,8 +127,11 @@ class EvidenceCollector(Collector):
             yield family
 
 
+MAX_ROWS = 64  # of one counter, as in the evidence: every stage of every trial is a row of its own
+
+
 class Metrics:
-    """Counters of what is outside the evidence, on a registry of their own."""
+    """Counters of what is outside the evidence, on a registry of their own. Rows of stages long past are given up."""
 
     def __init__(self, rollout: str) -> None:
         self.registry = CollectorRegistry()
@@ -136,10 +139,18 @@ class Metrics:
         self._events = {
             name: Counter(f"rlhf_gateway_{name}", text, ROW, registry=self.registry) for name, text in _EVENTS.items()
         }
+        self._rows: dict[str, dict[tuple[str, ...], None]] = {name: {} for name in _EVENTS}  # last used last
 
     def event(self, name: str, arm: str, backend: Backend, stage: int) -> None:
         """Count one event of `_EVENTS`."""
-        self._events[name].labels(self._rollout, arm, backend.revision, str(stage)).inc()
+        row, rows = (self._rollout, arm, backend.revision, str(stage)), self._rows[name]
+        rows.pop(row, None)
+        rows[row] = None
+        self._events[name].labels(*row).inc()
+        if len(rows) > MAX_ROWS:
+            oldest = next(iter(rows))
+            del rows[oldest]
+            self._events[name].remove(*oldest)
 
     def attach(self, ledger: Ledger, state: Callable[[], DataPlaneState]) -> None:
         """Export the ledger and the state too."""

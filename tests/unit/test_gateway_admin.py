@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rlhf_gateway.auth import BAD_SECONDS, GOOD_SECONDS, MAX_CACHED, Guard
 from rlhf_gateway.kube import ApiError
-from rlhf_gateway.metrics import CATALOGUE
+from rlhf_gateway.metrics import CATALOGUE, Metrics
+from rlhf_gateway.wire import Backend
 from tests.unit.gateway_world import counts_of, eventually, talks_on, world
 
 ON_CANARY = talks_on("canary", 50.0, 3)
@@ -113,6 +114,18 @@ async def test_every_metric_of_the_catalogue_is_exported_and_no_other() -> None:
         buckets = [s for s in families["rlhf_gateway_answer_duration_seconds"].samples if s.name.endswith("_bucket")]
         assert buckets[-1].labels["le"] == "+Inf"
         assert [s.value for s in buckets] == sorted(s.value for s in buckets)
+
+
+def test_a_pod_that_lives_for_many_trials_does_not_export_all_of_their_stages() -> None:
+    """The evidence gives up rows of stages long past; counters beside it kept every one for the life of the pod."""
+    metrics, revision = Metrics("desk"), Backend(revision="rev-b", digest="sha256:" + "0" * 64, url="http://b")
+    for stage in range(300):
+        metrics.event("abandoned", "stable", revision, 99)  # goes on all the time
+        metrics.event("abandoned", "canary", revision, 100 * stage)
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    rows = {sample.labels["stage"]: sample.value for sample in samples if sample.name.endswith("_total")}
+    assert len(rows) == 64
+    assert (rows["99"], rows["29900"]) == (300.0, 1.0)
 
 
 async def test_draining_finishes_answers_and_waits_until_the_last_counts_were_pulled() -> None:
