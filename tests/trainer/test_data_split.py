@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_trainer.data.documents import parse_document
+from rlhf_trainer.data.importing import Options, prepare
 from rlhf_trainer.data.near_duplicates import clusters, jaccard, near_duplicates, shingles
 from rlhf_trainer.data.rows import load_preferences
 from rlhf_trainer.data.split import HOLDOUT, QUARANTINE, TRAIN, assign, held_out, split
@@ -137,3 +139,17 @@ def test_training_keeps_the_side_that_a_row_names(tmp_path: Path) -> None:
     train, holdout = split(read, lambda row: row.prompt, 0.2, side_of=lambda row: row.side)
     assert [row.prompt for row in train] == [row["prompt"] for row in rows[1::2]]
     assert [row.prompt for row in holdout] == [row["prompt"] for row in rows[::2]]
+
+
+def test_an_empty_column_says_nothing_about_the_side() -> None:
+    """What a table without sides is exported as: the hash decides, as where there is no column."""
+    rows = [
+        {"prompt": f"{word} of {index}", "response_a": "yes", "response_b": "no", "preference": "a"}
+        for index, word in enumerate(VOCABULARY[:60])
+    ]
+    plain, empty = (
+        prepare(parse_document("rows.jsonl", json.dumps(given).encode()), Options())
+        for given in (rows, [row | {"split": ""} for row in rows])
+    )
+    assert {row["split"] for row in plain.rows} == {TRAIN, HOLDOUT}
+    assert [row["split"] for row in empty.rows] == [row["split"] for row in plain.rows]

@@ -84,7 +84,7 @@ def _split(rows: Sequence[Row], options: Options) -> list[Row]:
     pinned = dict(options.previous or {})
     for at, prompt in prompts.items():
         given = rows[at].get("split")
-        if given is not None:
+        if given:  # an empty column says nothing
             pinned.setdefault(prompt, given)
     sides = assign(list(prompts.values()), options.holdout_fraction, pinned)
     return [
