@@ -124,6 +124,15 @@ def test_equal_scores_are_a_tie_and_not_a_preference() -> None:
     assert (name, row["preference"]) == ("ultrafeedback-binarized", "tie")
 
 
+@pytest.mark.parametrize("rating", ["N/A", "nan", "1e999", pytest.param(10**400, id="too large")])
+def test_a_rating_that_is_no_number_is_none(rating: Any) -> None:
+    record = ultrafeedback("p", "x", "y")
+    for completion in record["completions"]:
+        completion["annotations"] = {"helpfulness": {"Rating": rating}, "honesty": {"Rating": "4"}}
+    _, (row,) = imported(record)
+    assert row["aspects"] == {"honesty": {"a": 4.0, "b": 4.0}}
+
+
 @pytest.mark.parametrize(("ranking", "preference"), [(["response_b", "response_a"], "b"), (["1", "2"], "a")])
 def test_a_ranking_as_argilla_exports_it_names_the_best_first(ranking: list[str], preference: str) -> None:
     _, (row,) = imported(argilla("p", "x", "y") | {"q.responses": [ranking]})
@@ -155,6 +164,7 @@ def test_a_ranking_as_argilla_exports_it_names_the_best_first(ranking: list[str]
         ),
         (helpsteer("p", "x", "y") | {"overall_preference": 4}, "from -3 to 3"),
         (helpsteer("p", "x", "y") | {"individual_preference": [None]}, "from -3 to 3"),
+        (helpsteer("p", "x", "y") | {"individual_preference": 5}, "int, not a list"),
         (
             label_studio("p", "x", "y")
             | {

@@ -32,8 +32,7 @@ def convert_3(row: Row) -> Converted:
         "task": _optional_text(row, "domain"),
         "language": _optional_text(row, "language"),
     }
-    individual = row.get("individual_preference")
-    scores = [each.get("score") if isinstance(each, dict) else None for each in individual or []]
+    scores = _individual(row, "individual_preference", "score")
     return _annotations("helpsteer3", row, base, scores or [row.get("overall_preference")])
 
 
@@ -44,8 +43,7 @@ def convert_2(row: Row) -> Converted:
         "response_a": text(row, "response_1"),
         "response_b": text(row, "response_2"),
     }
-    individual = row.get("all_preferences_unprocessed")
-    scores = [each.get("strength") if isinstance(each, dict) else None for each in individual or []]
+    scores = _individual(row, "all_preferences_unprocessed", "strength")
     return _annotations("helpsteer2", row, base, scores or [row.get("preference_strength")])
 
 
@@ -70,6 +68,14 @@ def _annotations(name: str, row: Row, base: Row, scores: list[Any]) -> Converted
         about = {"preference": preference, "strength": abs(float(score)), "rater_type": "human"}
         rows.append(compact({"annotation_id": identity(name, row, part), **base, **about}))
     return Converted(rows, skipped)
+
+
+def _individual(row: Row, field: str, score: str) -> list[Any]:
+    """The scores of the list ``field``, of which there may be none."""
+    given = row.get(field)
+    if given is not None and not isinstance(given, list):
+        raise RowProblem(f"field '{field}' is {type(given).__name__}, not a list; export the data set as published")
+    return [each.get(score) if isinstance(each, dict) else None for each in given or []]
 
 
 def _optional_text(row: Row, field: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rlhf_trainer.data.importers.base import (
@@ -81,11 +82,12 @@ def _completion(completion: Any, at: int) -> dict[str, Any]:
 
 
 def _rating(given: Any) -> float | None:
-    """The number of ``{"Rating": "4"}``; "N/A" is none."""
+    """The number of ``{"Rating": "4"}``; "N/A" is none, and what no JSON can hold neither."""
     try:
-        return float(given["Rating"])
-    except (TypeError, KeyError, ValueError):
+        rating = float(given["Rating"])
+    except (TypeError, KeyError, ValueError, OverflowError):
         return None
+    return rating if math.isfinite(rating) else None
 
 
 FORMATS = (
