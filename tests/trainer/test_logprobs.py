@@ -16,6 +16,7 @@ from rlhf_trainer.algos.distillation import forward_kl
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.models import logprobs as logprobs_module
 from rlhf_trainer.models import student as student_module
+from rlhf_trainer.models.critic import SeparateCritic, SharedCritic
 from rlhf_trainer.models.logprobs import token_logprobs
 from rlhf_trainer.models.packing import PACKED_TYPES, packs, row_states
 from rlhf_trainer.models.policy import ActorCritic, Batch, load_policy, score_tokens
@@ -205,6 +206,15 @@ def test_single_padded_and_packed_rows_agree(model_type: str) -> None:
             assert own is not None
             scale = float(each.abs().max()) or 1.0
             torch.testing.assert_close(own / scale, each / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("critic", [SharedCritic, SeparateCritic])
+def test_a_critic_reads_states_that_are_narrower_than_the_layers(critic: type[SharedCritic | SeparateCritic]) -> None:
+    """OPT-350m's last layer has 1,024 numbers a token, and its heads are given 512."""
+    shapes = {"word_embed_proj_dim": 8, "hidden_size": 16, "ffn_dim": 24}
+    logprobs, values, _ = critic(model_of("opt", **shapes))(whole_batch(), 1.0)
+    assert values.shape == logprobs.shape
+    assert not values.any()
 
 
 WORDS = 4000

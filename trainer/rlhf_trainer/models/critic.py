@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_trainer.models.policy import ActorCritic, Batch, predicting_states, score_tokens
+from rlhf_trainer.models.policy import ActorCritic, Batch, new_value_head, predicting_states, score_tokens
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -50,9 +50,7 @@ class SeparateCritic(nn.Module):
         super().__init__()
         self.lm = lm
         self.critic = copy.deepcopy(lm.base_model)
-        self.value_head = nn.Linear(lm.config.hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = new_value_head(lm)
 
     def forward(self, batch: Batch, temperature: float) -> Outputs:
         scored = score_tokens(self.lm, batch, temperature)

@@ -94,16 +94,22 @@ def predicting_states(trunk: Any, batch: Batch) -> Tensor:
     return states.index_select(0, places[rows, batch.prompt_lengths[rows] + steps - 1])
 
 
+def new_value_head(lm: Any) -> nn.Linear:
+    """On the states that the output head reads, which OPT-350m projects to half the width of its layers."""
+    head = nn.Linear(lm.get_output_embeddings().weight.shape[1], 1)
+    # Zero, so that the first advantages are the rewards themselves and not noise.
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class ActorCritic(nn.Module):
     """A causal language model with a scalar value head on its last hidden state; one module, so one engine."""
 
     def __init__(self, lm: Any) -> None:
         super().__init__()
         self.lm = lm
-        self.value_head = nn.Linear(lm.config.hidden_size, 1)
-        # Zero, so that the first advantages are the rewards themselves and not noise.
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = new_value_head(lm)
 
     def forward(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies (B, T) of the response tokens."""
