@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from rlhf_trainer.config import HumanScores, RewardModelValidation
 from rlhf_trainer.data.encoding import Encoder
@@ -144,6 +150,31 @@ def test_a_base_with_dropout_in_its_attention_is_trained_without(tiny_world: Tin
     for once, again in zip(*map(members, runs), strict=True):
         for name, tensor in once.items():
             torch.testing.assert_close(tensor, again[name], atol=0, rtol=0, msg=name)
+
+
+def test_the_gate_asks_nothing_that_the_model_cannot_read(
+    tiny_world: TinyWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With positions that are learned, and no more of them than maxLength, a spoilt reply or one with a trusted score
+    has no place for its end: an index error when everything was trained, in every attempt anew."""
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_world.base))
+    special = {"pad_token_id": encoder.pad_id, "eos_token_id": encoder.eos_id, "bos_token_id": encoder.eos_id}
+    shapes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    config = GPT2Config(vocab_size=len(encoder.tokenizer), **shapes, **special)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    encoder.tokenizer.save_pretrained(tmp_path / "base")
+    rows = [json.loads(line) for line in tiny_world.scores.read_text().splitlines()]
+    rows[7]["response"] = " ".join(["glad"] * 30)
+    result = run_here(
+        tiny_world.config(
+            tmp_path / "out",
+            training=training_of(max_length=16),
+            base_model=Located(path=str(tmp_path / "base")),
+            human_scores=Located(path=str(write_rows(tmp_path / "scores.jsonl", rows))),
+        )
+    )
+    assert result.failure_class is FailureClass.SUCCESS, result.message
+    assert "scores.jsonl: 1 of 40 rows have more than 16 tokens" in caplog.text
 
 
 def test_aspects_and_margins_change_the_weights(attempts: dict[str, Result]) -> None:

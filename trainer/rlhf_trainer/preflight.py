@@ -26,7 +26,7 @@ from rlhf_trainer.preflight_text import (
 from rlhf_trainer.preflight_training import check_batch, check_training
 from rlhf_trainer.wire import AttemptConfig, Located
 
-__all__ = ["check_attempt", "check_batch", "check_most_fit", "check_too_long"]
+__all__ = ["check_attempt", "check_batch", "check_most_fit", "check_too_long", "check_too_long_for"]
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,15 @@ def _check_adapters(model: ModelFolder, lora: Lora | None) -> None:
 
 def check_too_long(path: str, dropped: int, total: int, limit: int, field: str) -> None:
     """Rows longer than the limit are dropped and counted, never cut; losing most of the data is refused."""
+    check_too_long_for(path, dropped, total, limit, f"raise training.{field}")
+
+
+def check_too_long_for(path: str, dropped: int, total: int, limit: int, remedy: str) -> None:
+    """``check_too_long`` where no field of the training is the limit."""
     if not dropped:
         return
     if dropped / total > _TOO_LONG_SHARE:
-        raise Invalid(
-            f"{path}: {dropped} of {total} rows have more than {limit} tokens and would be dropped; "
-            f"raise training.{field}"
-        )
+        raise Invalid(f"{path}: {dropped} of {total} rows have more than {limit} tokens and would be dropped; {remedy}")
     log.warning("%s: %d of %d rows have more than %d tokens and are dropped", path, dropped, total, limit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,17 +90,19 @@ def _texts(inputs: Inputs) -> _Texts:
     encoder = inputs.encoder
     found = list(_favourites(inputs.holdout))
     favourites = tuple(one for _, one in found)
-    spoilt = [
-        _encoded(encoder, one.prompt, reply)
+    versions = [
+        [_encoded(encoder, one.prompt, reply) for one, reply in zip(favourites, spoil(probe, favourites), strict=True)]
         for probe in Probe
-        for one, reply in zip(favourites, spoil(probe, favourites), strict=True)
     ]
+    # Stuffed, or with a longer reply to another prompt, a text may be more than the model can read.
+    longest = inputs.positions or math.inf
+    kept = [at for at in range(len(found)) if all(len(own[at]) <= longest for own in versions)]
     return _Texts(
         inputs.holdout,
         tuple(_encoded(encoder, row.prompt, row.response) for row in inputs.human),
-        favourites,
-        tuple(place for place, _ in found),
-        tuple(spoilt),
+        tuple(favourites[at] for at in kept),
+        tuple(found[at][0] for at in kept),
+        tuple(own[at] for own in versions for at in kept),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import AutoTokenizer
 
@@ -14,7 +15,8 @@ from rlhf_trainer.data.split import split
 from rlhf_trainer.digests import dataset_digest, folder_digest
 from rlhf_trainer.exits import Invalid
 from rlhf_trainer.loops.common import Session
-from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long
+from rlhf_trainer.preflight import check_attempt, check_batch, check_too_long, check_too_long_for
+from rlhf_trainer.preflight_models import read_model
 from rlhf_trainer.wire import AttemptConfig, Located
 
 
@@ -37,6 +39,7 @@ class Inputs:
     training: tuple[Pair, ...]
     holdout: tuple[Pair, ...]
     human: tuple[ScoredResponse, ...]
+    positions: int | None = None  # tokens that the model can read; None where it does not say
 
 
 def prepare(session: Session, base: Located, preferences: Located, training: RewardModelTraining) -> Inputs:
@@ -58,8 +61,9 @@ def prepare(session: Session, base: Located, preferences: Located, training: Rew
             f"{training.global_batch_size}; lower it or collect more preferences"
         )
     _check_aspects(preferences.path, train_pairs, training.aspects)
-    human = load_scores(config.human_scores.path) if config.human_scores is not None else []
-    return Inputs(encoder, tuple(train_pairs), tuple(holdout), tuple(human))
+    positions = read_model("baseModel", Path(base.path)).max_positions
+    human = _readable(config.human_scores, encoder, positions)
+    return Inputs(encoder, tuple(train_pairs), tuple(holdout), tuple(human), positions)
 
 
 def given(located: Located | None, name: str) -> Located:
@@ -91,6 +95,19 @@ def _encode(rows: Sequence[Preference], encoder: Encoder, training: RewardModelT
         aspects = {name: row.aspects[name] for name in training.aspects if row.aspects.get(name, 0.5) != 0.5}
         pairs.append(Pair(row.prompt, a, b, row.probability_a, margin, aspects, row))
     return pairs, dropped
+
+
+def _readable(scores: Located | None, encoder: Encoder, positions: int | None) -> list[ScoredResponse]:
+    """Trusted scores of what the model can read: ``maxLength`` is of pairs."""
+    if scores is None:
+        return []
+    rows = load_scores(scores.path)
+    if positions is None:
+        return rows
+    fitting = [row for row in rows if len(encoder.pair(row.prompt, row.response)) <= positions]
+    remedy = "give shorter ones or choose a base model with a longer context"
+    check_too_long_for(scores.path, len(rows) - len(fitting), len(rows), positions, remedy)
+    return fitting
 
 
 def _check_micro(training: RewardModelTraining, world_size: int) -> None:
