@@ -225,6 +225,16 @@ MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda b: b.policy(policy=b.model(edit_json("config.json", max_position_embeddings=20))),
         ("20 positions", "generation.maxNewTokens", "lower them"),
     ),
+    "context too short for a reply and its end": (
+        lambda b: b.policy(reward_model=b.scorer(edit_json("members/0/config.json", max_position_embeddings=22))),
+        ("spec.rewardModel", "22 positions", "generation.maxNewTokens and its end need 23", "lower them"),
+    ),
+    "audit's context too short": (
+        lambda b: b.policy(
+            audit_reward_model=b.scorer(edit_json("members/0/config.json", max_position_embeddings=8), b.policies.audit)
+        ),
+        ("spec.auditRewardModel", "8 positions", "lower them"),
+    ),
     "changed digest": (
         lambda b: b.reward(base_model=Located(path=str(b.tiny.base), digest="sha256:" + "0" * 64)),
         ("spec.baseModel", "is pinned", "pin the new digest"),
@@ -324,6 +334,10 @@ GIVEN_TEXTS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "Distillation: teacher cut": (
         lambda b: b.offline("Distillation", teacher=b.teacher(cut("model.safetensors"))),
         ("spec.teacher", "model.safetensors", "copy it again"),
+    ),
+    "Distillation: teacher's context too short": (
+        lambda b: b.offline("Distillation", teacher=b.teacher(edit_json("config.json", max_position_embeddings=20))),
+        ("spec.teacher", "20 positions", "generation.maxNewTokens", "lower them"),
     ),
     "Distillation: teacher of other tokens": (
         lambda b: b.offline("Distillation", teacher=b.teacher(edit_tokenizer(another_token))),

@@ -57,7 +57,9 @@ def _check_models(config: AttemptConfig, models: Mapping[str, ModelFolder]) -> N
     if training is not None and "policy" in models:
         _check_adapters(models["policy"], training.lora)
         longest = training.max_prompt_length + training.generation.max_new_tokens
-        check_context(models["policy"], longest, "training.maxPromptLength and generation.maxNewTokens")
+        for name in ("policy", "teacher"):  # a teacher reads the student's replies, and writes as long ones
+            if name in models:
+                check_context(models[name], longest, "training.maxPromptLength and generation.maxNewTokens")
     if "policy" in models and "teacher" in models:
         check_same_vocabulary(tokenizers["policy"], tokenizers["teacher"], models["teacher"].path)
         check_same_outputs(sizes["policy"], sizes["teacher"], models["teacher"].path)

@@ -27,6 +27,7 @@ from rlhf_trainer.loops.suite_gate import judge_suite
 from rlhf_trainer.models.adapters import plain_state
 from rlhf_trainer.models.policy import load_policy
 from rlhf_trainer.models.reward import check_reward_model
+from rlhf_trainer.preflight_models import check_context, read_model
 
 
 class PolicyTrainer(Protocol):
@@ -112,10 +113,18 @@ def run(session: Session) -> Outcome:
 
 
 def _check_reward_models(session: Session, inputs: PolicyInputs) -> None:
-    """Whatever reward model takes part must be whole, and have learnt from text laid out as this policy's."""
-    for located in (inputs.given_reward_model, session.config.audit_reward_model):
+    """Whatever reward model takes part must be whole, have learnt from text laid out as this policy's, and have room
+    for its longest reply."""
+    training = inputs.training
+    # A reply that the limit cut is scored with an end of sequence all the same.
+    longest = training.max_prompt_length + training.generation.max_new_tokens + 1
+    fields = "a prompt of training.maxPromptLength, a reply of generation.maxNewTokens and its end"
+    models = {"rewardModel": inputs.given_reward_model, "auditRewardModel": session.config.audit_reward_model}
+    for name, located in models.items():
         if located is not None:
             check_reward_model(located.path, inputs.encoder)
+            member = read_model(name, Path(located.path) / "members" / "0")  # all of one base
+            check_context(member, longest, fields)
 
 
 def policy_weights(session: Session, trainer: PolicyTrainer) -> dict[str, Any]:
