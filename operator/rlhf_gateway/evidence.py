@@ -99,8 +99,8 @@ class Ledger:
         """Conversations in memory, over all rows."""
         return self._remembered
 
-    def record(self, scope: Scope, key: RowKey, conversation: Conversation, outcome: Outcome) -> None:
-        """Count one answered (or failed) request."""
+    def record(self, scope: Scope | None, key: RowKey, conversation: Conversation, outcome: Outcome) -> None:
+        """Count one answered (or failed) request, and in a scope its conversation."""
         row = self._row(key)
         row.requests += 1
         row.failures += outcome.failed
@@ -114,7 +114,8 @@ class Ledger:
             bucket = bisect_left(LATENCY_BOUNDS_MS, outcome.latency_ms)
             row.latency[bucket] += 1
             row.latency_sum_ms += outcome.latency_ms
-        self._count_conversation(scope, key, row, conversation, outcome, bucket)
+        if scope is not None:
+            self._count_conversation(scope, key, row, conversation, outcome, bucket)
 
     def divert(self, key: RowKey) -> None:
         """Count a request that left this arm unanswered because the arm was ejected."""

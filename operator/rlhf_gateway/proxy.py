@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from aiohttp import web
 from yarl import URL
@@ -62,8 +63,12 @@ class Proxy:
             stable = seat.config.stable
             plain = Seat(seat.config, "stable", stable, seat.conversation) if stable is not None else seat
             return await Exchange(self._parts, request, question, plain, counted=False).answer()
+        canary = seat.config.canary
+        ejected = canary is not None and self._parts.state.health.ejected(canary.revision)
+        # Were stable's conversations counted meanwhile, the split would look as if it were wrong.
+        seat = replace(seat, compared=not ejected)
         exchange = Exchange(self._parts, request, question, seat)
-        if seat.arm == "canary" and self._parts.state.health.ejected(seat.backend.revision):
+        if seat.arm == "canary" and ejected:
             self._parts.state.ledger.divert(seat.row)
             return await exchange.stand_in("ejected")
         if (mirrored := seat.mirrored) is None:

@@ -24,13 +24,16 @@ class Seat:
     backend: Backend
     conversation: Conversation
     shadow: bool = False
+    compared: bool = True  # False: the canary is known to be dead, so that the other arm alone would be counted
 
     @property
     def row(self) -> RowKey:
         return RowKey(self.config.stage, self.arm, self.backend.revision, self.shadow)
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> Scope | None:
+        if not self.compared:
+            return None
         return Scope(self.config.salt, self.config.stage, self.config.canary is not None)
 
     @property

@@ -538,6 +538,29 @@ async def test_a_dead_canary_is_ejected_at_once_and_comes_back_by_probe() -> Non
             assert (await w.ask(ON_CANARY[2])).headers["X-RLHF-Arm"] == "canary"
 
 
+async def test_while_the_canary_is_ejected_neither_arm_gathers_evidence() -> None:
+    """Of 1,000 conversations at 10 % during an outage of seconds 900 were counted, all stable's: a wrong split."""
+    async with world() as w:
+        await w.configure(**HALF)
+        for talk in (ON_CANARY[0], ON_STABLE[0]):
+            await w.ask(talk)
+        port = int(w.canary.url.rsplit(":", 1)[1])
+        await w.canary.die()
+        await eventually(lambda: w.gateway.state.health.ejected("rev-canary"))
+        for talk in (*ON_CANARY[1:4], *ON_STABLE[1:4]):
+            assert (await w.ask(talk)).headers["X-RLHF-Arm"] == "stable"
+        evidence = await w.pull()
+        canary, stable = counts_of(evidence, "canary"), counts_of(evidence, "stable")
+        assert (canary.conversations, stable.conversations) == (1, 1)
+        assert (canary.diverted, stable.requests) == (3, 4)  # users' requests are counted all the same
+        async with serving(w.canary.application(), port):
+            await eventually(lambda: not w.gateway.state.health.all_ejected())
+            for talk in (*ON_CANARY, *ON_STABLE):
+                await w.ask(talk)
+            evidence = await w.pull()
+            assert counts_of(evidence, "canary").conversations == counts_of(evidence, "stable").conversations == 5
+
+
 async def test_an_idle_dead_canary_is_found_by_probes() -> None:
     async with world() as w:
         await w.configure(**HALF)
