@@ -176,6 +176,13 @@ def test_texts_in_one_go_are_the_texts_one_by_one() -> None:
         encoder.pairs(prompts, ["one"])
 
 
+def test_a_response_that_writes_its_end_out_ends_once() -> None:
+    """No policy writes a second end, and a reward would be read off a state that no reply has."""
+    encoder = Encoder(build_tokenizer())
+    assert encoder.response("glad <eos>") == encoder.response("glad")
+    assert encoder.pairs(["hello"] * 2, ["glad <eos>", "glad"]) == [encoder.pair("hello", "glad")] * 2
+
+
 def test_a_tokenizer_whose_pad_is_its_eos_is_refused() -> None:
     tokenizer = build_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token

@@ -33,7 +33,7 @@ class Encoder:
 
     def response(self, text: str) -> list[int]:
         """Ids of a finished response, end of sequence included."""
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.eos_id]
+        return self._ended(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def pair(self, prompt: str, response: str) -> list[int]:
         return self.prompt(prompt) + self.response(response)
@@ -46,7 +46,14 @@ class Encoder:
             return []
         given = self.tokenizer(list(prompts)).input_ids
         said = self.tokenizer(list(responses), add_special_tokens=False).input_ids
-        return [[*prompt, *response, self.eos_id] for prompt, response in zip(given, said, strict=True)]
+        return [[*prompt, *self._ended(response)] for prompt, response in zip(given, said, strict=True)]
+
+    def _ended(self, ids: Sequence[int]) -> list[int]:
+        """With one end of sequence, also where the text writes it out, as exports of chats do."""
+        end = len(ids)
+        while end and ids[end - 1] == self.eos_id:
+            end -= 1
+        return [*ids[:end], self.eos_id]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
