@@ -126,6 +126,17 @@ def test_a_side_that_was_given_is_kept_whatever_the_hash_says() -> None:
     assert assign(prompts, 0.5, turned) == turned
 
 
+@pytest.mark.parametrize("rows", [(HOLDOUT, TRAIN), (TRAIN, HOLDOUT), ("val", TRAIN, HOLDOUT)])
+def test_a_prompt_that_rows_put_on_both_sides_is_on_neither_in_any_order(rows: tuple[str, ...]) -> None:
+    """The last row used to win, so that what an earlier one holds out was trained on."""
+    spelled = [("Hello  there" if index else "hello there", side) for index, side in enumerate(rows)]
+    assert split(spelled, lambda row: row[0], 0.2, side_of=lambda row: row[1]) == ([], [])
+    same = [("hello there", side) for side in rows]
+    assert split(same, lambda row: row[0], 0.2, side_of=lambda row: row[1]) == ([], [])
+    agreed = [("hello there", "val"), ("hello there", "audit")]
+    assert split(agreed, lambda row: row[0], 0.2, side_of=lambda row: row[1]) == ([], agreed)
+
+
 def test_training_keeps_the_side_that_a_row_names(tmp_path: Path) -> None:
     """The column of an earlier version wins over the hash, so that a holdout stays one; rows without it are hashed."""
     rows = [

@@ -40,7 +40,8 @@ def split(
     ``side_of`` gives the side a record already has (its ``split`` column); quarantined records are on neither.
     """
     rows = list(records)
-    pinned = {prompt_of(row): side for row in rows if side_of is not None and (side := side_of(row)) is not None}
+    named = ((prompt_of(row), side_of(row)) for row in rows) if side_of is not None else ()
+    pinned = _given((prompt, side) for prompt, side in named if side is not None)
     sides = assign([prompt_of(row) for row in rows], fraction, pinned)
     training = [row for row in rows if sides[prompt_of(row)] == TRAIN]
     return training, [row for row in rows if sides[prompt_of(row)] == HOLDOUT]
@@ -53,7 +54,7 @@ def assign(prompts: Sequence[str], fraction: float, pinned: Mapping[str, str] | 
     the holdout it would be leaked by training. ``pinned`` may hold prompts of earlier versions that are not in
     ``prompts`` any more.
     """
-    given = {_normal(prompt): _side(side) for prompt, side in (pinned or {}).items()}
+    given = _given((pinned or {}).items())
     spelled = list(dict.fromkeys([*map(_normal, prompts), *given]))
     members: dict[int, list[str]] = defaultdict(list)
     for prompt, cluster in zip(spelled, clusters(spelled), strict=True):
@@ -67,6 +68,15 @@ def assign(prompts: Sequence[str], fraction: float, pinned: Mapping[str, str] | 
             side = next(iter(fallen), None) or (HOLDOUT if _cluster_held_out(cluster_prompts, fraction) else TRAIN)
         decided.update((prompt, given.get(prompt, side)) for prompt in cluster_prompts)
     return {prompt: decided[_normal(prompt)] for prompt in prompts}
+
+
+def _given(pinned: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Prompt → side, quarantine for one on both: whatever the order of rows, what one holds out is not trained on."""
+    sides: dict[str, str] = {}
+    for prompt, name in pinned:
+        side, normal = _side(name), _normal(prompt)
+        sides[normal] = side if sides.get(normal, side) == side else QUARANTINE
+    return sides
 
 
 def _side(given: str) -> str:
