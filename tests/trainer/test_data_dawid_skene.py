@@ -123,6 +123,16 @@ def test_a_rater_with_one_label_gets_nearly_the_prior() -> None:
     assert 0.75 <= found.skill["new"] < 0.85
 
 
+def test_one_voice_asked_again_is_no_second_voice() -> None:
+    """Raters are shown pairs twice to see whether they are consistent; what they remember is no further evidence."""
+    labels, _ = simulated({"a": 0.9, "b": 0.7, "c": 0.8}, units=200, per_unit=3, seed=6)
+    repeated = [label for label in labels if label.rater == "b" and label.unit < 100] * 4  # type: ignore[operator]
+    assert dawid_skene([*labels, *repeated]) == dawid_skene(labels)
+    outvoted = [Label("u", "a", 1.0, 0), Label("u", "c", 1.0, 0), *[Label("u", "b", 0.0, 0)] * 5]
+    assert dawid_skene(outvoted).probability["u"] > 0.5
+    assert majority(outvoted)["u"] == pytest.approx(2 / 3)
+
+
 def test_ties_take_no_side() -> None:
     found = dawid_skene(
         [Label("t", "a", 0.5, 0), Label("t", "b", 0.5, 0), Label("h", "a", 1.0, 0), Label("h", "b", 0.5, 0)]

@@ -95,12 +95,19 @@ def noise_ceiling(agreement: float) -> float:
     return 0.5 * (1 + math.sqrt(max(0.0, 2 * agreement - 1)))
 
 
-def _by_unit(labels: Sequence[Label]) -> dict[Hashable, list[Label]]:
-    """Labels by unit: the first of each rater, since a rater's second answer says nothing about others."""
-    units: dict[Hashable, dict[Hashable, Label]] = defaultdict(dict)
+def first_answers(labels: Sequence[Label]) -> list[Label]:
+    """The first label of each rater on each unit: a second answer says nothing about others, and is no second voice."""
+    found: dict[tuple[Hashable, Hashable], Label] = {}
     for label in labels:
-        units[label.unit].setdefault(label.rater, label)
-    return {unit: list(own.values()) for unit, own in units.items()}
+        found.setdefault((label.unit, label.rater), label)
+    return list(found.values())
+
+
+def _by_unit(labels: Sequence[Label]) -> dict[Hashable, list[Label]]:
+    units: dict[Hashable, list[Label]] = defaultdict(list)
+    for label in first_answers(labels):
+        units[label.unit].append(label)
+    return units
 
 
 def _coincidences(labels: Sequence[Label]) -> tuple[Floats, list[Hashable], Floats]:

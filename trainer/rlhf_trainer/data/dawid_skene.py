@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_trainer.data.agreement import Label
+from rlhf_trainer.data.agreement import Label, first_answers
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -42,7 +42,9 @@ def dawid_skene(
 
     A tie takes no side: it tells nothing about skill, and pulls the pair's probability to one half by its share of the
     pair's labels. A unit with ties alone gets 0.5. Labels of gold units count for skill, their probability is the gold.
+    Of a rater who was asked about a unit again the first answer counts: raters are independent, answers of one are not.
     """
+    labels = first_answers(labels)
     units = list(dict.fromkeys(label.unit for label in labels))
     raters = list(dict.fromkeys(label.rater for label in labels))
     decided = [label for label in labels if label.value != _TIE]
@@ -77,9 +79,9 @@ def dawid_skene(
 
 
 def majority(labels: Sequence[Label]) -> dict[Hashable, float]:
-    """Mean label of each unit: the vote that Dawid-Skene is compared with."""
+    """Mean label of each unit, one for each rater: the vote that Dawid-Skene is compared with."""
     totals: dict[Hashable, tuple[float, int]] = {}
-    for label in labels:
+    for label in first_answers(labels):
         total, count = totals.get(label.unit, (0.0, 0))
         totals[label.unit] = (total + label.value, count + 1)
     return {unit: total / count for unit, (total, count) in totals.items()}
