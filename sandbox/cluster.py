@@ -236,8 +236,9 @@ class Cluster:
         namespaces.end(self.places)
         # The kernel ends what was inside; those outside that waited for it follow a moment later.
         processes.wait_until("the end", lambda: not leftovers.live_processes(self.places), seconds=10)
-        network.remove()
-        cgroups.remove()
+        if not namespaces.others(self.places):  # their names are fixed: another sandbox's are the same ones
+            network.remove()
+            cgroups.remove()
         self._settings.unlink(missing_ok=True)
         if left := leftovers.find(self.places):
             raise SandboxError("something of the sandbox is left:\n" + "\n".join(f"  - {one}" for one in left))

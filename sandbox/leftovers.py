@@ -24,6 +24,8 @@ def find(places: Paths) -> list[str]:
     """Processes, mounts, the interface and control groups of this sandbox that exist; empty after `down`."""
     left = [f"process {process.pid}: {' '.join(process.words)[:100]}" for process in live_processes(places)]
     left += [f"mount {point}" for point in mounts(places.cluster, Path("/proc/self/mountinfo").read_text())]
+    if namespaces.others(places):
+        return left  # the interface and the control groups are that one's
     if network.exists():
         left.append(f"interface {network.INTERFACE}")
     left += [f"control group {group}" for group in cgroups.remaining()]

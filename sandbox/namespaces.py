@@ -87,6 +87,11 @@ def running() -> dict[Path, int]:
     return found
 
 
+def others(places: Paths) -> list[Path]:
+    """Folders of the sandboxes of this machine that are not this one."""
+    return [folder for folder in running() if folder != places.cluster]
+
+
 def _is_first_in_its_namespace(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/status").read_text()

@@ -124,7 +124,7 @@ def gather(places: Paths) -> Facts:
         return basic
     places.cluster.mkdir(parents=True, exist_ok=True)
     has_unshare, has_ip = (shutil.which(program) is not None for program in ("unshare", "ip"))
-    others = [folder for folder in namespaces.running() if folder != places.cluster]
+    others = namespaces.others(places)
     own_network = bool(others) or namespaces.find(places) is not None
     return Facts(
         missing_packages=tuple(debian.missing()),

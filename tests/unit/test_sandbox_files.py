@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import audit, base_image, cgroups, components, config_files, debian, leftovers, volumes
+from sandbox import (
+    audit,
+    base_image,
+    binaries,
+    cgroups,
+    cluster,
+    components,
+    config_files,
+    debian,
+    leftovers,
+    namespaces,
+    network,
+    volumes,
+)
 from sandbox.errors import SandboxError
 from sandbox.images import IMAGES, build_secrets, content_key, source_files
 from sandbox.network import NODE_IP, POD_CIDR
@@ -203,6 +216,24 @@ def test_mounts_of_or_below_the_state_are_found() -> None:
     )
 
     assert leftovers.mounts(Path("/state/cluster"), mountinfo) == ["/run/kubelet", "/state/cluster/a b"]
+
+
+def test_a_checkouts_down_leaves_the_sandbox_of_another_checkout_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interface and control groups have fixed names: of the one sandbox that runs, whosever it is."""
+    removed: list[str] = []
+    monkeypatch.setattr(cluster, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(namespaces, "running", lambda: {tmp_path / "other" / "cluster": 1})
+    monkeypatch.setattr(network, "remove", lambda: removed.append("network"))
+    monkeypatch.setattr(network, "exists", lambda: True)
+    monkeypatch.setattr(cgroups, "remove", lambda: removed.append("control groups"))
+    monkeypatch.setattr(cgroups, "remaining", lambda: [tmp_path / "group"])
+    places, quiet = Paths(tmp_path / "mine", tmp_path / "cache"), Progress(quiet=True)
+
+    cluster.Cluster(places, binaries.Binaries(places.cache, quiet), quiet).down()
+
+    assert removed == []
 
 
 def test_control_groups_of_version_1_get_the_parents_cpus(tmp_path: Path) -> None:
