@@ -92,7 +92,9 @@ class ControlPlane:
     @property
     def running(self) -> bool:
         instance = self._instance
-        return instance is not None and all(processes.is_running(pid, instance.mark) for pid in instance.pids.values())
+        if instance is None or instance.pids.keys() != set(_COMPONENTS):
+            return False  # or its start was interrupted between the two
+        return all(processes.is_running(pid, instance.mark) for pid in instance.pids.values())
 
     @property
     def pids(self) -> dict[str, int]:

@@ -20,10 +20,12 @@ from sandbox import (
     cluster,
     components,
     config_files,
+    control_plane,
     debian,
     leftovers,
     namespaces,
     network,
+    processes,
     volumes,
 )
 from sandbox.errors import SandboxError
@@ -203,6 +205,20 @@ def test_build_secrets_are_those_this_machine_has(tmp_path: Path) -> None:
     assert build_secrets(tmp_path) == [
         "--secret", f"id=pip,src={tmp_path / 'pip.conf'}", "--secret", f"id=apt,src={debian}",
     ]  # fmt: skip
+
+
+def test_a_control_plane_whose_start_was_interrupted_does_not_count_as_running(tmp_path: Path) -> None:
+    """Of two processes one had been started and written down; the next `up` must start the other."""
+    etcd = processes.start(["sleep", "60"], mark="half", log=tmp_path / "etcd.log")
+    written = {"mark": "half", "server": "https://127.0.0.1:1", "pids": {"etcd": etcd.pid}}
+    (tmp_path / "instance.json").write_text(json.dumps(written))
+    plane = control_plane.ControlPlane(tmp_path, binaries.Binaries(tmp_path, Progress(quiet=True)))
+    try:
+        assert processes.is_running(etcd.pid, "half")
+        assert not plane.running
+    finally:
+        plane.stop()
+        etcd.wait()
 
 
 def test_mounts_of_or_below_the_state_are_found() -> None:
