@@ -65,6 +65,16 @@ def test_a_further_kind_gets_its_crd_its_reference_and_its_permissions(tmp_path:
         assert any("toys" in rule["resources"] for rule in rules), role
 
 
+@pytest.mark.parametrize("page", ["docs/api.md", "docs/metrics.md"])
+def test_no_cell_of_a_reference_breaks_its_row(page: str) -> None:
+    """A bar inside a cell begins the next one, and readers see the text up to it alone."""
+    columns = 0
+    for line in outputs(KINDS)[page].splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not (columns and found) or found == columns, line
+        columns = found
+
+
 def test_every_image_is_in_the_metrics_reference() -> None:
     text = outputs(KINDS)["docs/metrics.md"]
 

@@ -121,5 +121,6 @@ def check(values: Mapping[str, float]) -> None:
 
 def reference() -> str:
     """The catalogue as a Markdown table."""
-    rows = [f"| `{m.name}` | `{m.prometheus_name}` | {m.unit} | {m.meaning} |" for m in _DEFINED]
+    bar = chr(92) + "|"
+    rows = [f"| `{m.name}` | `{m.prometheus_name}` | {m.unit} | {m.meaning.replace('|', bar)} |" for m in _DEFINED]
     return "\n".join(["| Status key | Prometheus | Unit | Meaning |", "|---|---|---|---|", *rows, ""])
