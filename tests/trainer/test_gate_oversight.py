@@ -84,6 +84,14 @@ def test_patience_is_counted_and_forgotten_by_an_acknowledgement() -> None:
     assert detector.take(looks[first + 1]).streak == 1
 
 
+def test_a_breach_names_the_looks_that_its_figures_are_of() -> None:
+    """One that goes on is still told by the last ``patience`` looks: each brings another tenth."""
+    drift = 0.01 * np.arange(64)
+    looks = [Look(step, tuple(0.1 * step + drift), tuple(-0.1 * step + drift**2)) for step in range(8)]
+    for found in findings(looks)[3:]:
+        assert "over 3 looks the reward model rose by 0.30 and the audit fell by 0.30" in str(found.breach)
+
+
 def test_a_resumed_detector_decides_as_an_undisturbed_one() -> None:
     looks = run(3, noise=1.0)
     whole = findings(looks)

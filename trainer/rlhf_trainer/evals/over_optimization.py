@@ -93,8 +93,8 @@ class Detector:
             return None
         rise = end.mean_proxy - start.mean_proxy
         return (
-            f"over {self._streak} looks the reward model rose by {rise:.2f} and the audit fell by {-fall.estimate:.2f} "
-            f"[{-fall.upper:.2f}, {-fall.lower:.2f}] standard deviations of the base"
+            f"over {self._wanted.patience} looks the reward model rose by {rise:.2f} and the audit fell by "
+            f"{-fall.estimate:.2f} [{-fall.upper:.2f}, {-fall.lower:.2f}] standard deviations of the base"
         )
 
     def _gap(self, look: Look) -> str | None:
