@@ -144,7 +144,8 @@ class Cluster:
             self.kubectl("delete", "pv", known)
         self.kubectl("apply", "-f", "-", input=volumes.manifest(namespace, claim, folder))
         bound = "--for=jsonpath={.status.phase}=Bound"
-        self.kubectl("--namespace", namespace, "wait", bound, "--timeout=30s", f"persistentvolumeclaim/{claim}")
+        # As long as a controller manager that was restarted waits for the lease of its predecessor, and then some.
+        self.kubectl("--namespace", namespace, "wait", bound, "--timeout=90s", f"persistentvolumeclaim/{claim}")
         return folder
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
